@@ -1,0 +1,99 @@
+# Everything that a person or a machine does with a checkout of Tiebreak. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.SILENT:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RUNTIME := $(VENV)/.tiebreak-runtime
+DEV := $(VENV)/.tiebreak-dev
+
+# Handed on by `make demo ARGS="--orders 50000"` and `make bench ARGS=...`.
+ARGS ?=
+# Narrows the last stage of the gate: `make test TESTS=tests/node`.
+TESTS ?= tests
+
+.PHONY: help install demo test bench lock clean
+
+help: ## list the targets
+	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do
+	  printf '  make %-9s %s\n' "$$name" "$$text"
+	done
+
+install: $(RUNTIME) ## make .venv with what runs need; instant when nothing changed
+
+demo: $(RUNTIME) ## three members, a real order flow, a leader killed midway; ARGS="..." goes to the demo
+	exec $(BIN)/python -m bench.demo $(ARGS)
+
+bench: $(RUNTIME) ## measure engine and cluster; ARGS="..." goes to tiebreak bench
+	exec $(BIN)/tiebreak bench $(ARGS)
+
+# The stages stop at the first that fails. pytest is last, so that its own summary closes the output;
+# it prints the slowest tests by itself (pyproject.toml).
+test: $(DEV) ## the whole gate: lint, format, types, import contracts, house rules, all tests
+	stage() {
+	  local name="$$1" began=$$SECONDS; shift
+	  printf -- '--- %s\n' "$$name"
+	  if ! "$$@"; then printf 'GATE FAILED at: %s\nrepeat with: %s\n' "$$name" "$$*" >&2; exit 1; fi
+	  printf -- '    %s: %d s\n' "$$name" $$((SECONDS - began))
+	}
+	stage 'lint' $(BIN)/ruff check .
+	stage 'format' $(BIN)/ruff format --check .
+	stage 'types' $(BIN)/mypy
+	stage 'import contracts' $(BIN)/lint-imports --no-cache
+	stage 'house rules' $(BIN)/python -m pytest tests/house --durations=0 --durations-min=1
+	printf -- '--- tests\n'
+	exec $(BIN)/python -m pytest $(TESTS)
+
+# setuptools first: PySyncObj is published as source only and is built with this one, hash-checked,
+# rather than with whatever an isolated build would fetch.
+$(RUNTIME): requirements.txt pyproject.toml | $(BIN)/pip
+	echo 'installing what runs need into $(VENV)'
+	sed -n '/^setuptools==/,/^ *#/p' requirements.txt | $(PIP) install --require-hashes -r /dev/stdin
+	$(PIP) install --require-hashes --no-build-isolation -r requirements.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	touch $@
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	echo 'installing what tests need into $(VENV)'
+	$(PIP) install --require-hashes --no-build-isolation -r requirements-dev.txt
+	touch $@
+
+# Debian splits venv off its Python. A venv without pip is what a failed attempt leaves behind: start again.
+$(BIN)/pip:
+	python=
+	for name in $${PYTHON:-} python3.11 python3 python3.12 python3.13; do
+	  if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi
+	done
+	if [ -z "$$python" ]; then echo 'Tiebreak needs Python 3.11 or newer; set PYTHON=/path/to/it' >&2; exit 1; fi
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
+	  package=$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+	    echo "this Python has no venv module; on Debian: sudo apt-get install $$package" >&2; exit 1
+	  fi
+	  echo "installing $$package"
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$package" >/dev/null
+	fi
+	rm -rf $(VENV)
+	"$$python" -m venv $(VENV)
+
+lock: ## resolve dependencies anew into requirements.txt and requirements-dev.txt, with hashes
+	if [ ! -x $(VENV)-lock/bin/uv ]; then
+	  python3 -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet uv
+	fi
+	compile() {
+	  $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	    --no-header --no-emit-index-url --no-emit-find-links "$$@"
+	}
+	compile pyproject.toml <(echo 'setuptools>=77') -o requirements.txt
+	compile pyproject.toml --extra dev -c requirements.txt -o requirements-dev.txt
+	sed -i -E 's|^( *# *(via)? *)/dev/fd/.*|\1the build|' requirements.txt
+
+clean: ## remove the environment, caches and what runs left in the checkout
+	rm -rf $(VENV) $(VENV)-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info demo-run run
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
