@@ -35,7 +35,7 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     account: Text = ""
 
 
-class PlaceOrder(Request, frozen=True, tag="place"):
+class PlaceOrder(Request, frozen=True, kw_only=True, tag="place"):
     """client_order_id is another name for key. notional is a market buy's budget, fees included."""
 
     symbol: Text
@@ -53,7 +53,7 @@ class PlaceOrder(Request, frozen=True, tag="place"):
     session: Text = ""
 
 
-class ReplaceOrder(Request, frozen=True, tag="replace"):
+class ReplaceOrder(Request, frozen=True, kw_only=True, tag="replace"):
     """qty is the new total quantity, what has filled included."""
 
     order_id: Identifier = ""
@@ -62,23 +62,23 @@ class ReplaceOrder(Request, frozen=True, tag="replace"):
     client_order_id: Text = ""
 
 
-class CancelOrder(Request, frozen=True, tag="cancel"):
+class CancelOrder(Request, frozen=True, kw_only=True, tag="cancel"):
     order_id: Identifier
 
 
-class CancelOrders(Request, frozen=True, tag="cancel_all"):
+class CancelOrders(Request, frozen=True, kw_only=True, tag="cancel_all"):
     """All open orders of an account; with a symbol only that instrument's. An operator may leave the account out."""
 
     symbol: Text = ""
 
 
-class OpenAccount(Request, frozen=True, tag="open_account"):
+class OpenAccount(Request, frozen=True, kw_only=True, tag="open_account"):
     """An empty account id lets the node draw one: opaque, random, not to be guessed."""
 
     keys_max: Annotated[int, Meta(ge=1, le=10**9)] = 10_000_000
 
 
-class TransferFunds(Request, frozen=True, tag="transfer"):
+class TransferFunds(Request, frozen=True, kw_only=True, tag="transfer"):
     """kind deposit and withdrawal name `account`; transfer moves from `account` to `target`.
 
     A withdrawal is pending until it is posted (the outside was paid) or voided.
@@ -90,12 +90,12 @@ class TransferFunds(Request, frozen=True, tag="transfer"):
     target: Text = ""
 
 
-class CloseWithdrawal(Request, frozen=True, tag="close_withdrawal"):
+class CloseWithdrawal(Request, frozen=True, kw_only=True, tag="close_withdrawal"):
     withdrawal_id: Identifier = ""
     post: bool
 
 
-class AddAsset(Request, frozen=True, tag="add_asset"):
+class AddAsset(Request, frozen=True, kw_only=True, tag="add_asset"):
     """supply_max in the asset's own decimals."""
 
     asset: Text
@@ -132,7 +132,7 @@ class CalendarBody(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     special: Annotated[dict[Annotated[str, Meta(max_length=10)], HoursBody], Meta(max_length=400)] = {}
 
 
-class AddInstrument(Request, frozen=True, tag="add_instrument"):
+class AddInstrument(Request, frozen=True, kw_only=True, tag="add_instrument"):
     """tick_size and lot_size as decimals; the scales follow from them."""
 
     symbol: Text
@@ -146,7 +146,7 @@ class AddInstrument(Request, frozen=True, tag="add_instrument"):
     calendar: CalendarBody = CalendarBody()
 
 
-class ChangeInstrument(Request, frozen=True, tag="change_instrument"):
+class ChangeInstrument(Request, frozen=True, kw_only=True, tag="change_instrument"):
     """Exactly one of the groups: mode; both fees; limits; calendar. `symbol` empty with a mode: all instruments."""
 
     symbol: Text = ""
@@ -157,7 +157,7 @@ class ChangeInstrument(Request, frozen=True, tag="change_instrument"):
     calendar: CalendarBody | None = None
 
 
-class SetReference(Request, frozen=True, tag="reference"):
+class SetReference(Request, frozen=True, kw_only=True, tag="reference"):
     symbol: Text
     price: Number
     observed_at: Timestamp
