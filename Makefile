@@ -92,7 +92,7 @@ lock: ## resolve dependencies anew into requirements.txt and requirements-dev.tx
 	}
 	compile pyproject.toml <(echo 'setuptools>=77') -o requirements.txt
 	compile pyproject.toml --extra dev -c requirements.txt -o requirements-dev.txt
-	sed -i -E 's|^( *# *(via)? *)/dev/fd/.*|\1the build|' requirements.txt
+	sed -i 's|-r /dev/fd/.*|the build|' requirements.txt
 
 clean: ## remove the environment, caches and what runs left in the checkout
 	rm -rf $(VENV) $(VENV)-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info demo-run run
