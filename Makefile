@@ -45,7 +45,7 @@ test: $(DEV) ## the whole gate: lint, format, types, import contracts, house rul
 	stage 'lint' $(BIN)/ruff check .
 	stage 'format' $(BIN)/ruff format --check .
 	stage 'types' $(BIN)/mypy
-	stage 'import contracts' $(BIN)/lint-imports --no-cache
+	stage 'import contracts' $(BIN)/lint-imports --no-cache --no-logo
 	stage 'house rules' $(BIN)/python -m pytest tests/house --durations=0 --durations-min=1
 	printf -- '--- tests\n'
 	exec $(BIN)/python -m pytest $(TESTS)
