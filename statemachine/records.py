@@ -12,6 +12,26 @@ from statemachine.types import LedgerReason, Mode, OrderType, Reason, SelfTrade,
 
 RECORDS_VERSION = 1
 
+KEY_RETENTION_US = 24 * 3600 * 1_000_000
+"""How long a key and its answer are kept; a command that was sent earlier is refused."""
+KEY_BUCKET_US = 6 * 3600 * 1_000_000
+"""Keys and answers are kept in buckets of this width (bucket = time_us // width), dropped whole."""
+
+# The tables that Changes name, and their keys. Names are UTF-8; an id is `id_key`, so that tables are in id order.
+ACCOUNTS = "accounts"
+ASSETS = "assets"
+INSTRUMENTS = "instruments"
+ORDERS = "orders"
+WITHDRAWALS = "withdrawals"
+SESSIONS = "sessions"
+"""Keyed by account, NUL, session."""
+SWEEPS = "sweeps"
+TABLES = (ACCOUNTS, ASSETS, INSTRUMENTS, ORDERS, WITHDRAWALS, SESSIONS, SWEEPS)
+
+
+def id_key(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
 
 class Record(Struct, frozen=True, array_like=True, gc=False):
     """Base of all records."""
