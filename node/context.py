@@ -1,0 +1,74 @@
+"""What the handlers of one node can reach: one bundle of objects, filled by app.py."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from aiohttp import web
+
+from statemachine.records import Applied
+
+if TYPE_CHECKING:
+    from cluster.consensus.engine import Engine
+    from node.auth import Authenticator, Principal
+    from node.config import NodeConfig
+    from node.door import Door
+    from node.metrics import Metrics
+    from node.ratelimit import RateLimiter
+    from node.reads import Reads
+    from node.session_token import SessionTokens
+    from node.submit import Submitter
+    from statemachine.history import History
+    from statemachine.machine import Machine
+    from statemachine.store import Store
+
+
+class Drains(Protocol):
+    """A part that holds long-lived connections and gives them up in steps."""
+
+    async def drain(self, *, timeout_ms: int) -> None:
+        """Tell clients where to resume and close their connections, some at a time, within the timeout."""
+        ...
+
+
+class Node:
+    """The objects of one member. All of them live on one event loop.
+
+    A witness has no machine, store, history, door, submitter or reads: using them raises AttributeError,
+    and none of the handlers that do is routed there.
+    """
+
+    config: "NodeConfig"
+    engine: "Engine"
+    machine: "Machine"
+    store: "Store"
+    history: "History"
+    door: "Door"
+    submitter: "Submitter"
+    reads: "Reads"
+    authenticator: "Authenticator"
+    session_tokens: "SessionTokens"
+    limiter: "RateLimiter"
+    metrics: "Metrics"
+
+    def __init__(self) -> None:
+        self.ready = False
+        """True once the state is loaded and the engine runs; false again when it drains."""
+        self.draining = False
+        self.disk_low = False
+        self.started_at = time.monotonic()
+        self.epoch = 1
+        """Of this history: raised by a restore from backup, so that old tokens can't point into it."""
+        self.on_applied: list[Callable[[Applied], None]] = []
+        """Called after each applied batch, in order, once its waiters have their answers. Must not raise."""
+        self.on_drain: list[Drains] = []
+
+    @property
+    def is_witness(self) -> bool:
+        return self.config.is_witness
+
+
+NODE: web.AppKey[Node] = web.AppKey("node", Node)
+PRINCIPAL: "web.RequestKey[Principal]" = web.RequestKey("principal", object)
+"""Who asks; set by the middleware before any handler of /v1 runs."""
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
