@@ -1,0 +1,282 @@
+"""What one member is told at start: its TOML file and the topology, read once, checked, then never changed."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from cluster.topology import InvalidTopology, Member, MemberRole, Topology, read_topology
+from statemachine.codec import BATCH_BYTES_MAX, COMMANDS_PER_BATCH_MAX
+
+FLUSH_MS_MIN = 10
+
+
+class InvalidConfig(ValueError):
+    """Two settings contradict each other, or one is out of its bound. Nothing was started."""
+
+    code = "invalid_config"
+
+
+class NodeTiming(Struct, frozen=True, forbid_unknown_fields=True):
+    """All in milliseconds.
+
+    command_timeout_ms: how long a command that names no time is waited for; a client may name up to the max.
+    read_timeout_ms: longest wait to confirm a linearizable read.
+    session_wait_ms: how long a read with a session token waits for this node before it asks the leader.
+    flush_ms: longest that applied batches wait before the store writes them.
+    resend_ms: a forwarded command without an answer is sent again after this time, then twice as long, and so on.
+    digest_ms, digest_indexes: how often a replica reports its digest: after so much time and so many entries.
+    drain_ms: longest that leaving takes, connections and all.
+    """
+
+    command_timeout_ms: int = 5_000
+    command_timeout_ms_max: int = 60_000
+    read_timeout_ms: int = 2_000
+    session_wait_ms: int = 50
+    flush_ms: int = 250
+    resend_ms: int = 1_000
+    digest_ms: int = 5_000
+    digest_indexes: int = 1_000
+    drain_ms: int = 10_000
+    disk_check_ms: int = 500
+
+
+class NodeLimits(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of every queue and of what one client may take.
+
+    waiting_max: commands that wait for their outcome here. queue_max: commands that the leader has not
+        proposed yet. cancels_reserved: room in both that only cancels may use.
+    pipeline: batches under way at once; what comes then is grouped.
+    disk_free_bytes_min: below it writes are refused, until there is disk_free_bytes_ok again.
+    """
+
+    waiting_max: int = 200_000
+    queue_max: int = 50_000
+    cancels_reserved: int = 5_000
+    pipeline: int = 4
+    batch_commands_max: int = 1_000
+    batch_bytes_max: int = 256 * 1024
+    body_bytes_max: int = 256 * 1024
+    frame_bytes_max: int = 1024 * 1024
+    header_bytes_max: int = 8_190
+    connections_max: int = 10_000
+    connections_per_address_max: int = 1_000
+    idle_ms: int = 60_000
+    header_ms: int = 10_000
+    rate_per_s: int = 50_000
+    rate_burst: int = 100_000
+    page_max: int = 1_000
+    flush_bytes: int = 8 * 1024 * 1024
+    store_bytes_max: int = 64 * 1024**3
+    disk_free_bytes_min: int = 256 * 1024**2
+    disk_free_bytes_ok: int = 512 * 1024**2
+    stream_buffer_bytes_max: int = 8 * 1024 * 1024
+    feed_batches_kept: int = 10_000
+
+
+class Retention(Struct, frozen=True, forbid_unknown_fields=True):
+    """Days that sealed segments are kept; 0 is for ever. The state itself never forgets a balance or an open order."""
+
+    ledger_days: int = 0
+    trades_days: int = 0
+    orders_days: int = 0
+    events_days: int = 7
+
+
+class Auth(Struct, frozen=True, forbid_unknown_fields=True):
+    """Paths from the member file's folder. token_public_key: PEM. session_key: 32 bytes in hex, the same on all."""
+
+    token_public_key: str
+    session_key: str
+
+
+class PeerTls(Struct, frozen=True, forbid_unknown_fields=True):
+    ca: str
+    cert: str
+    key: str
+
+
+class ApiTls(Struct, frozen=True, forbid_unknown_fields=True):
+    cert: str
+    key: str
+
+
+class MemberFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The TOML of one member, as it is written. Paths are relative to the file."""
+
+    name: str
+    topology: str
+    data_dir: str
+    auth: Auth
+    tls: PeerTls
+    api_tls: ApiTls | None = None
+    timing: NodeTiming = NodeTiming()
+    limits: NodeLimits = NodeLimits()
+    retention: Retention = Retention()
+    log_level: str = "info"
+
+
+class NodeConfig(Struct, frozen=True):
+    """Everything that one process is told; paths are absolute."""
+
+    name: str
+    topology: Topology
+    data_dir: Path
+    token_public_key: bytes
+    session_key: bytes
+    ca: Path
+    cert: Path
+    key: Path
+    api_tls: tuple[Path, Path] | None
+    timing: NodeTiming
+    limits: NodeLimits
+    retention: Retention
+    log_level: str
+
+    @property
+    def member(self) -> Member:
+        return self.topology.member(self.name)
+
+    @property
+    def is_witness(self) -> bool:
+        return self.member.role is MemberRole.witness
+
+
+TIMING_BOUNDS: dict[str, tuple[int, int]] = {
+    "command_timeout_ms": (10, 60_000),
+    "command_timeout_ms_max": (10, 60_000),
+    "read_timeout_ms": (10, 60_000),
+    "session_wait_ms": (0, 10_000),
+    "flush_ms": (FLUSH_MS_MIN, 10_000),
+    "resend_ms": (100, 60_000),
+    "digest_ms": (100, 3_600_000),
+    "digest_indexes": (1, 10**9),
+    "drain_ms": (0, 600_000),
+    "disk_check_ms": (50, 60_000),
+}
+LIMIT_BOUNDS: dict[str, tuple[int, int]] = {
+    "waiting_max": (1_000, 10_000_000),
+    "queue_max": (1_000, 10_000_000),
+    "cancels_reserved": (100, 1_000_000),
+    "pipeline": (1, 64),
+    "batch_commands_max": (1, COMMANDS_PER_BATCH_MAX),
+    "batch_bytes_max": (65_536 + 256, BATCH_BYTES_MAX),
+    "body_bytes_max": (1_024, 16 * 1024**2),
+    "frame_bytes_max": (1_024, 16 * 1024**2),
+    "header_bytes_max": (1_024, 65_536),
+    "connections_max": (1, 1_000_000),
+    "connections_per_address_max": (1, 1_000_000),
+    "idle_ms": (100, 3_600_000),
+    "header_ms": (100, 600_000),
+    "rate_per_s": (1, 10**9),
+    "rate_burst": (1, 10**9),
+    "page_max": (1, 10_000),
+    "flush_bytes": (4_096, 1024**3),
+    "store_bytes_max": (16 * 1024**2, 2**46),
+    "disk_free_bytes_min": (0, 2**46),
+    "disk_free_bytes_ok": (0, 2**46),
+    "stream_buffer_bytes_max": (4_096, 1024**3),
+    "feed_batches_kept": (1, 10**7),
+}
+RETENTION_BOUNDS = dict.fromkeys(Retention.__struct_fields__, (0, 36500))
+
+# (section, smaller, larger, why)
+RELATIONS = (
+    ("timing", "command_timeout_ms", "command_timeout_ms_max", "the default is one of the times a client may name"),
+    ("timing", "session_wait_ms", "read_timeout_ms", "the wait for a token is part of the read's time"),
+    ("limits", "cancels_reserved", "queue_max", "other commands need room too"),
+    ("limits", "cancels_reserved", "waiting_max", "other commands need room too"),
+    ("limits", "queue_max", "waiting_max", "whoever queues also waits"),
+    ("limits", "batch_commands_max", "queue_max", "a batch is taken from the queue"),
+    ("limits", "connections_per_address_max", "connections_max", "one address is part of all"),
+    ("limits", "disk_free_bytes_min", "disk_free_bytes_ok", "writes would stop and start at one point"),
+    ("limits", "rate_per_s", "rate_burst", "a second's worth must fit into the bucket"),
+)
+
+
+def read_config(path: Path) -> NodeConfig:
+    """Raises InvalidConfig or InvalidTopology, naming the setting and both values, before anything is started."""
+    path = path.resolve()
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise InvalidConfig(f"{path}: {error.strerror}") from error
+    try:
+        file = msgspec.convert(tomllib.loads(text), MemberFile)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidConfig(f"{path}: {error}") from error
+    check(file)
+    base = path.parent
+    try:
+        topology = read_topology(base / file.topology)
+    except OSError as error:
+        raise InvalidConfig(f"topology = {file.topology!r}: {error.strerror}") from error
+    try:
+        topology.member(file.name)
+    except InvalidTopology as error:
+        raise InvalidConfig(f"name = {file.name!r} in {path.name}: {error}") from error
+    tls = file.api_tls
+    return NodeConfig(
+        name=file.name,
+        topology=topology,
+        data_dir=(base / file.data_dir).resolve(),
+        token_public_key=_read(base, "auth.token_public_key", file.auth.token_public_key),
+        session_key=_session_key(_read(base, "auth.session_key", file.auth.session_key)),
+        ca=_exists(base, "tls.ca", file.tls.ca),
+        cert=_exists(base, "tls.cert", file.tls.cert),
+        key=_exists(base, "tls.key", file.tls.key),
+        api_tls=None
+        if tls is None
+        else (_exists(base, "api_tls.cert", tls.cert), _exists(base, "api_tls.key", tls.key)),
+        timing=file.timing,
+        limits=file.limits,
+        retention=file.retention,
+        log_level=file.log_level,
+    )
+
+
+def check(file: MemberFile) -> MemberFile:
+    """Return the file when it holds together, else raise InvalidConfig with the values and the relation."""
+    _bounds("timing", file.timing, TIMING_BOUNDS)
+    _bounds("limits", file.limits, LIMIT_BOUNDS)
+    _bounds("retention", file.retention, RETENTION_BOUNDS)
+    sections: dict[str, Any] = {"timing": file.timing, "limits": file.limits}
+    for section, smaller, larger, why in RELATIONS:
+        less, more = getattr(sections[section], smaller), getattr(sections[section], larger)
+        if less > more:
+            raise InvalidConfig(
+                f"{section}.{smaller} = {less} and {section}.{larger} = {more}: {smaller} <= {larger}; {why}"
+            )
+    if file.log_level not in ("debug", "info", "warning", "error"):
+        raise InvalidConfig(f"log_level = {file.log_level!r}: one of debug, info, warning, error")
+    return file
+
+
+def _bounds(section: str, values: Struct, bounds: dict[str, tuple[int, int]]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(values, name)
+        if not low <= value <= high:
+            raise InvalidConfig(f"{section}.{name} = {value}: must be between {low} and {high}")
+
+
+def _exists(base: Path, setting: str, name: str) -> Path:
+    path = (base / name).resolve()
+    if not path.is_file():
+        raise InvalidConfig(f"{setting} = {name!r}: no such file: {path}")
+    return path
+
+
+def _read(base: Path, setting: str, name: str) -> bytes:
+    return _exists(base, setting, name).read_bytes()
+
+
+def _session_key(text: bytes) -> bytes:
+    try:
+        key = bytes.fromhex(text.decode("ascii").strip())
+    except ValueError as error:
+        raise InvalidConfig("auth.session_key: 32 bytes in hex") from error
+    if len(key) != 32:
+        raise InvalidConfig(f"auth.session_key: {len(key)} bytes, must be 32")
+    return key
