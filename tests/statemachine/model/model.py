@@ -1,0 +1,918 @@
+"""The trading rules written a second time, naively: sorted lists, fractions, everything computed from scratch.
+
+It shares only the contract (commands, results, codes, types) with the machine that it judges, and none of
+its rules. Slow on purpose; where a line could be clever it is not.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import ceil, floor
+
+from statemachine.codec import Envelope, decode_command, fingerprint
+from statemachine.codes import Code
+from statemachine.commands import (
+    INTERNAL,
+    ActivateRules,
+    AddAsset,
+    AddInstrument,
+    AnyCommand,
+    BeatSession,
+    Calendar,
+    CancelAccountOrders,
+    CancelInstrumentOrders,
+    CancelOrder,
+    CloseSession,
+    Deposit,
+    OpenAccount,
+    OpenSession,
+    PlaceOrder,
+    PostWithdrawal,
+    ReplaceOrder,
+    ReportDigest,
+    RequestWithdrawal,
+    SessionHours,
+    SetCalendar,
+    SetFees,
+    SetLimits,
+    SetMode,
+    SetReference,
+    TimeStep,
+    Transfer,
+    VoidWithdrawal,
+)
+from statemachine.results import (
+    AnyResult,
+    Canceled,
+    CanceledMany,
+    Done,
+    Moved,
+    Placed,
+    Refused,
+    Repeat,
+    Replaced,
+    SessionOpened,
+    Stepped,
+    WithdrawalPending,
+)
+from statemachine.types import (
+    FEES,
+    ROUNDING,
+    SYSTEM_ACCOUNTS,
+    WORLD,
+    Mode,
+    OrderType,
+    Reason,
+    SelfTrade,
+    Side,
+    Status,
+    TimeInForce,
+)
+
+MINUTE_US = 60_000_000
+DAY_MINUTES = 1_440
+RESTING = (TimeInForce.gtc, TimeInForce.day, TimeInForce.gtd)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a test may shrink, so that a limit is met within a few commands."""
+
+    steps_max: int = 1_000
+    chunk: int = 256
+    key_retention_us: int = 24 * 3_600_000_000
+    key_bucket_us: int = 6 * 3_600_000_000
+    sent_ahead_us: int = 10 * 60_000_000
+    observed_ahead_us: int = 10_000_000
+    withdrawals_max: int = 1_000
+    sessions_max: int = 100
+
+
+class No(Exception):
+    """A refusal. Where the rules leave the order of two checks open, any of the codes is right."""
+
+    def __init__(self, *codes: Code) -> None:
+        super().__init__(*codes)
+        self.codes = frozenset(codes)
+
+
+@dataclass
+class Order:
+    id: int
+    ask: PlaceOrder
+    expires_at_us: int
+    maker_bps: int
+    taker_bps: int
+    priority: int
+    leaves: int
+    hold: int = 0
+    filled: int = 0
+    notional: int = 0
+    maker_notional: int = 0
+    taker_notional: int = 0
+    fee: int = 0
+    open: bool = True
+    status: Status = Status.new
+    reason: Reason = Reason.none
+
+    @property
+    def buys(self) -> bool:
+        return self.ask.side == Side.buy
+
+
+@dataclass
+class Session:
+    timeout_ms: int
+    deadline_us: int
+
+
+@dataclass
+class Sweep:
+    """A mass cancel that has not come to its end."""
+
+    account: str
+    symbol: str
+    session: str
+    reason: Reason
+    order_id_max: int
+
+    def covers(self, order: Order) -> bool:
+        return (
+            order.open
+            and order.id <= self.order_id_max
+            and self.account in ("", order.ask.account)
+            and self.symbol in ("", order.ask.symbol)
+            and self.session in ("", order.ask.session)
+        )
+
+
+@dataclass
+class Key:
+    scope: str
+    key: str
+    fingerprint: bytes
+    index: int
+    ordinal: int
+    bucket: int
+    counted: bool
+
+
+@dataclass
+class Reference:
+    price: int
+    observed_at_us: int
+
+
+@dataclass
+class Log:
+    """What one batch did, in order: the codes that would be right for each command, and what happened."""
+
+    answers: list[AnyResult | No] = field(default_factory=list)
+    happened: list[tuple[object, ...]] = field(default_factory=list)
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def up(value: Fraction) -> int:
+    return ceil(value)
+
+
+def units_of(ask: AddInstrument, base: AddAsset, quote: AddAsset) -> tuple[Fraction, Fraction]:
+    """Quote units of one tick times one lot, and base units of one lot; exact, whole or not."""
+    tick = Fraction(ask.tick, 10**ask.price_scale)
+    lot = Fraction(ask.lot, 10**ask.quantity_scale)
+    return tick * lot * 10**quote.scale, lot * 10**base.scale
+
+
+class Model:
+    """The state, and one method per command, of its name."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.now = 0
+        self.index = 0
+        self.assets: dict[str, AddAsset] = {}
+        self.instruments: dict[str, AddInstrument] = {}
+        self.modes: dict[str, Mode] = {}
+        self.references: dict[str, Reference] = {}
+        self.accounts: dict[str, int] = {}
+        self.owned: dict[tuple[str, str], int] = {}
+        self.orders: dict[int, Order] = {}
+        self.withdrawals: dict[int, RequestWithdrawal] = {}
+        self.sessions: dict[tuple[str, str], Session] = {}
+        self.sweeps: list[Sweep] = []
+        self.keys: list[Key] = []
+        self.reports: list[tuple[int, str, bytes]] = []
+        self.stopped = False
+        self.orders_made = self.trades_made = self.withdrawals_made = 0
+        self.log = Log()
+        self.key = ""
+
+    # ---- a batch
+
+    def apply(self, index: int, stamp_us: int, envelopes: list[Envelope]) -> Log:
+        self.index = index
+        self.now = max(self.now + 1, stamp_us)
+        self.log = Log()
+        for ordinal, envelope in enumerate(envelopes):
+            try:
+                answer: AnyResult | No = self.answer(envelope, ordinal)
+            except No as no:
+                answer = no
+            self.log.answers.append(answer)
+        return self.log
+
+    def answer(self, envelope: Envelope, ordinal: int) -> AnyResult:
+        command = decode_command(envelope.body)
+        if isinstance(command, INTERNAL) and not envelope.key:
+            return self.run(command)
+        if self.stopped and not isinstance(command, INTERNAL):
+            raise No(Code.writes_stopped)
+        if not envelope.key:
+            raise No(Code.key_required)
+        bounds = self.bounds
+        if envelope.sent_at_us and envelope.sent_at_us < self.now - bounds.key_retention_us:
+            raise No(Code.key_too_old)
+        if envelope.sent_at_us > self.now + bounds.sent_ahead_us:
+            raise No(Code.sent_in_future)
+        oldest_bucket = (self.now - bounds.key_retention_us) // bounds.key_bucket_us
+        alive = [key for key in self.keys if key.bucket >= oldest_bucket]
+        print_ = fingerprint(envelope.body, envelope.sent_at_us)
+        for key in reversed(alive):
+            if (key.scope, key.key) == (envelope.scope, envelope.key):
+                if key.fingerprint == print_:
+                    return Repeat(key.index, key.ordinal)
+                raise No(Code.key_reused)
+        counted = envelope.scope in self.accounts
+        used = sum(1 for key in alive if key.scope == envelope.scope and key.counted)
+        if counted and used >= self.accounts[envelope.scope]:
+            raise No(Code.key_quota_exceeded)
+        bucket = self.now // bounds.key_bucket_us
+        self.keys.append(Key(envelope.scope, envelope.key, print_, self.index, ordinal, bucket, counted))
+        self.key = envelope.key
+        return self.run(command)
+
+    def run(self, command: AnyCommand) -> AnyResult:
+        result: AnyResult = getattr(self, snake_case(type(command).__name__))(command)
+        return result
+
+    # ---- what can be asked of the state
+
+    def open_orders(self) -> list[Order]:
+        return [order for order in self.orders.values() if order.open]
+
+    def held(self, account: str, asset: str) -> int:
+        total = sum(w.amount_units for w in self.withdrawals.values() if (w.account, w.asset) == (account, asset))
+        for order in self.open_orders():
+            listed = self.instruments[order.ask.symbol]
+            if order.ask.account == account and asset == (listed.quote if order.buys else listed.base):
+                total += order.hold
+        return total
+
+    def available(self, account: str, asset: str) -> int:
+        return self.owned.get((account, asset), 0) - self.held(account, asset)
+
+    def side(self, symbol: str, side: Side) -> list[Order]:
+        """The open orders of one side, best first, oldest first among equals."""
+        orders = [order for order in self.open_orders() if (order.ask.symbol, order.ask.side) == (symbol, side)]
+        return sorted(orders, key=lambda o: (-o.ask.price_ticks if side == Side.buy else o.ask.price_ticks, o.priority))
+
+    def notional_unit(self, symbol: str) -> int:
+        ask = self.instruments[symbol]
+        return int(units_of(ask, self.assets[ask.base], self.assets[ask.quote])[0])
+
+    def base_unit(self, symbol: str) -> int:
+        ask = self.instruments[symbol]
+        return int(units_of(ask, self.assets[ask.base], self.assets[ask.quote])[1])
+
+    def dead(self, order: Order) -> Reason:
+        """Why time has ended this order, closed yet or not."""
+        if (session := self.sessions.get((order.ask.account, order.ask.session))) and session.deadline_us <= self.now:
+            return Reason.session_expired
+        if any(sweep.reason == Reason.session_expired and sweep.covers(order) for sweep in self.sweeps):
+            return Reason.session_expired
+        if order.expires_at_us and order.expires_at_us <= self.now:
+            return Reason.day_ended if order.ask.time_in_force == TimeInForce.day else Reason.gtd_expired
+        return Reason.none
+
+    def fresh(self, symbol: str) -> Reference | None:
+        reference = self.references.get(symbol)
+        age_max = self.instruments[symbol].limits.reference_age_us_max
+        return reference if reference and self.now - reference.observed_at_us <= age_max else None
+
+    def outside_band(self, symbol: str, price: int) -> bool:
+        reference, band = self.fresh(symbol), self.instruments[symbol].limits.band_bps
+        if not reference or not band:
+            return False
+        return abs(price - reference.price) > Fraction(reference.price * band, 10_000)
+
+    def worst_hold(self, order: Order) -> int:
+        """What the rest of an order may cost at most."""
+        symbol = order.ask.symbol
+        if not order.buys:
+            return order.leaves * self.base_unit(symbol)
+        if order.ask.budget_units:
+            return order.ask.budget_units
+        notional = self.limit_of(order.ask) * order.leaves * self.notional_unit(symbol)
+        rate = max(order.maker_bps, order.taker_bps)
+        return notional + up(Fraction(notional * rate, 10_000)) + 1 if rate else notional
+
+    def limit_of(self, ask: PlaceOrder) -> int:
+        """The worst price: the limit, what a market order names, or the collar around the reference."""
+        if ask.price_ticks:
+            return ask.price_ticks
+        collar = self.instruments[ask.symbol].limits.collar_bps
+        reference = self.references[ask.symbol].price
+        if ask.side == Side.buy:
+            return floor(Fraction(reference * (10_000 + collar), 10_000))
+        return max(1, up(Fraction(reference * (10_000 - collar), 10_000)))
+
+    # ---- listing
+
+    def add_asset(self, c: AddAsset) -> AnyResult:
+        if c.asset in self.assets:
+            raise No(Code.asset_exists)
+        self.assets[c.asset] = c
+        return Done()
+
+    def add_instrument(self, c: AddInstrument) -> AnyResult:
+        if c.symbol in self.instruments:
+            raise No(Code.instrument_exists)
+        codes = []
+        if c.base == c.quote:
+            codes.append(Code.assets_must_differ)
+        if c.base not in self.assets or c.quote not in self.assets:
+            codes.append(Code.asset_not_found)
+        if codes:
+            raise No(*codes)
+        if any(unit.denominator != 1 or unit < 1 for unit in units_of(c, self.assets[c.base], self.assets[c.quote])):
+            codes.append(Code.inexact_instrument)
+        if limits_are_bad(c):
+            codes.append(Code.bad_limits)
+        if calendar_is_bad(c.calendar):
+            codes.append(Code.bad_calendar)
+        if codes:
+            raise No(*codes)
+        self.instruments[c.symbol] = c
+        self.modes[c.symbol] = Mode.trading
+        return Done()
+
+    def listed(self, symbol: str) -> AddInstrument:
+        if symbol not in self.instruments:
+            raise No(Code.instrument_not_found)
+        return self.instruments[symbol]
+
+    def change(self, listed: AddInstrument, **fields: object) -> AnyResult:
+        values = {name: getattr(listed, name) for name in listed.__struct_fields__} | fields
+        self.instruments[listed.symbol] = AddInstrument(**values)
+        return Done()
+
+    def set_mode(self, c: SetMode) -> AnyResult:
+        if c.symbol:
+            self.listed(c.symbol)
+        for symbol in self.instruments:
+            if c.symbol in ("", symbol):
+                self.modes[symbol] = c.mode
+        return Done()
+
+    def set_fees(self, c: SetFees) -> AnyResult:
+        return self.change(self.listed(c.symbol), maker_bps=c.maker_bps, taker_bps=c.taker_bps)
+
+    def set_limits(self, c: SetLimits) -> AnyResult:
+        listed = self.listed(c.symbol)
+        if limits_are_bad(c):
+            raise No(Code.bad_limits)
+        return self.change(listed, limits=c.limits)
+
+    def set_calendar(self, c: SetCalendar) -> AnyResult:
+        listed = self.listed(c.symbol)
+        if calendar_is_bad(c.calendar):
+            raise No(Code.bad_calendar)
+        return self.change(listed, calendar=c.calendar)
+
+    def set_reference(self, c: SetReference) -> AnyResult:
+        self.listed(c.symbol)
+        if c.observed_at_us > self.now + self.bounds.observed_ahead_us:
+            raise No(Code.sent_in_future)
+        present = self.references.get(c.symbol)
+        if c.observed_at_us <= (present.observed_at_us if present else 0):
+            raise No(Code.older_reference)
+        self.references[c.symbol] = Reference(c.price_ticks, c.observed_at_us)
+        return Done()
+
+    def activate_rules(self, c: ActivateRules) -> AnyResult:
+        if c.version != 1:
+            raise No(Code.unknown_rules)
+        return Done()
+
+    # ---- accounts and money
+
+    def named(self, *accounts: str) -> None:
+        if any(account.startswith("@") for account in accounts):
+            raise No(Code.account_reserved)
+        if any(account not in self.accounts for account in accounts):
+            raise No(Code.account_not_found)
+
+    def asset(self, asset: str) -> AddAsset:
+        if asset not in self.assets:
+            raise No(Code.asset_not_found)
+        return self.assets[asset]
+
+    def move(self, asset: str, source: str, target: str, amount: int) -> None:
+        self.owned[source, asset] = self.owned.get((source, asset), 0) - amount
+        self.owned[target, asset] = self.owned.get((target, asset), 0) + amount
+
+    def moved(self, asset: str, source: str, target: str, amount: int) -> Moved:
+        self.move(asset, source, target, amount)
+        owned = self.owned
+        return Moved(source, target, asset, amount, owned[source, asset], owned[target, asset], self.now)
+
+    def open_account(self, c: OpenAccount) -> AnyResult:
+        if c.account in self.accounts:
+            raise No(Code.account_exists)
+        self.accounts[c.account] = c.keys_max
+        return Done()
+
+    def deposit(self, c: Deposit) -> AnyResult:
+        self.named(c.account)
+        asset = self.asset(c.asset)
+        if c.amount_units - self.owned.get((WORLD, c.asset), 0) > asset.supply_units_max:
+            raise No(Code.supply_exceeded)
+        return self.moved(c.asset, WORLD, c.account, c.amount_units)
+
+    def transfer(self, c: Transfer) -> AnyResult:
+        if c.source == c.target and not c.source.startswith("@"):
+            raise No(Code.accounts_must_differ, *([] if c.source in self.accounts else [Code.account_not_found]))
+        self.named(c.source, c.target)
+        self.asset(c.asset)
+        if self.available(c.source, c.asset) < c.amount_units:
+            raise No(Code.insufficient_funds)
+        return self.moved(c.asset, c.source, c.target, c.amount_units)
+
+    def request_withdrawal(self, c: RequestWithdrawal) -> AnyResult:
+        self.named(c.account)
+        self.asset(c.asset)
+        codes = []
+        if sum(1 for w in self.withdrawals.values() if w.account == c.account) >= self.bounds.withdrawals_max:
+            codes.append(Code.withdrawals_limit)
+        if self.available(c.account, c.asset) < c.amount_units:
+            codes.append(Code.insufficient_funds)
+        if codes:
+            raise No(*codes)
+        self.withdrawals_made += 1
+        self.withdrawals[self.withdrawals_made] = c
+        return WithdrawalPending(self.withdrawals_made, c.account, c.asset, c.amount_units, self.now)
+
+    def post_withdrawal(self, c: PostWithdrawal) -> AnyResult:
+        if c.withdrawal_id not in self.withdrawals:
+            raise No(Code.withdrawal_not_found)
+        w = self.withdrawals.pop(c.withdrawal_id)
+        return self.moved(w.asset, w.account, WORLD, w.amount_units)
+
+    def void_withdrawal(self, c: VoidWithdrawal) -> AnyResult:
+        if c.withdrawal_id not in self.withdrawals:
+            raise No(Code.withdrawal_not_found)
+        del self.withdrawals[c.withdrawal_id]
+        return Done()
+
+    # ---- an order enters
+
+    def place_order(self, c: PlaceOrder) -> AnyResult:
+        self.named(c.account)
+        self.listed(c.symbol)
+        order = self.draft(c, c.quantity_lots)
+        self.check_entry(order, c.quantity_lots, None)
+        self.enter(order, 0)
+        return Placed(
+            order.id, order.status, order.reason, order.filled, order.leaves, order.notional, order.fee, self.now
+        )
+
+    def draft(self, ask: PlaceOrder, leaves: int) -> Order:
+        listed = self.instruments[ask.symbol]
+        order_id = self.orders_made + 1
+        expires = ask.expires_at_us
+        if ask.time_in_force == TimeInForce.day:
+            expires = self.closing_us(listed.calendar) or 0
+        return Order(order_id, ask, expires, listed.maker_bps, listed.taker_bps, order_id, leaves)
+
+    def check_entry(self, order: Order, quantity: int, old: Order | None) -> None:
+        """Refuse, or not. quantity: the whole of it, with what filled before a replacement."""
+        ask, symbol = order.ask, order.ask.symbol
+        limits = self.instruments[symbol].limits
+        self.check_mode(symbol, post_only=ask.post_only)
+        if self.closing_us(self.instruments[symbol].calendar) is None:
+            raise No(Code.market_closed)
+        if codes := list(self.field_errors(ask, quantity)):
+            raise No(*codes)
+        if ask.session:
+            session = self.sessions.get((ask.account, ask.session))
+            if not session or session.deadline_us <= self.now:
+                raise No(Code.session_not_found)
+
+        market = ask.type == OrderType.market
+        fresh = self.fresh(symbol)
+        if codes := list(self.size_errors(order, quantity)):
+            raise No(*codes)
+        if market and not fresh:
+            raise No(Code.stale_reference if symbol in self.references else Code.no_reference)
+        if not market and self.outside_band(symbol, ask.price_ticks):
+            raise No(Code.price_out_of_band)
+        if not market and ask.time_in_force in RESTING:
+            mine = [o for o in self.open_orders() if (o.ask.account, o.ask.symbol) == (ask.account, symbol)]
+            if len([o for o in mine if o is not old]) >= limits.open_orders_max:
+                raise No(Code.open_orders_limit)
+        if ask.post_only and any(not self.dead(maker) for maker in self.crossed(order)):
+            raise No(Code.would_cross)
+        listed = self.instruments[symbol]
+        money = listed.quote if order.buys else listed.base
+        if self.worst_hold(order) > self.available(ask.account, money) + (old.hold if old else 0):
+            raise No(Code.insufficient_funds)
+
+    def check_mode(self, symbol: str, *, post_only: bool) -> None:
+        if self.modes[symbol] == Mode.halted:
+            raise No(Code.instrument_halted)
+        if self.modes[symbol] == Mode.cancel_only:
+            raise No(Code.instrument_cancel_only)
+        if self.modes[symbol] == Mode.post_only and not post_only:
+            raise No(Code.instrument_post_only)
+
+    def field_errors(self, ask: PlaceOrder, quantity: int) -> Iterator[Code]:
+        market, tif = ask.type == OrderType.market, ask.time_in_force
+        takes_budget = market and ask.side == Side.buy and quantity == 0
+        if not market and not ask.price_ticks:
+            yield Code.price_required
+        if market and tif not in (TimeInForce.ioc, TimeInForce.fok):
+            yield Code.time_in_force_not_allowed
+        if ask.budget_units and takes_budget and tif == TimeInForce.fok:
+            yield Code.time_in_force_not_allowed
+        if ask.expires_at_us and tif != TimeInForce.gtd:
+            yield Code.time_in_force_not_allowed
+        if ask.post_only and (market or tif in (TimeInForce.ioc, TimeInForce.fok)):
+            yield Code.post_only_not_allowed
+        if ask.budget_units and not takes_budget:
+            yield Code.budget_not_allowed
+        if not quantity and not (takes_budget and ask.budget_units):
+            yield Code.quantity_required
+        if tif == TimeInForce.gtd and not ask.expires_at_us:
+            yield Code.expiry_required
+        elif tif == TimeInForce.gtd and ask.expires_at_us <= self.now:
+            yield Code.expiry_in_past
+
+    def size_errors(self, order: Order, quantity: int) -> Iterator[Code]:
+        ask, limits = order.ask, self.instruments[order.ask.symbol].limits
+        if ask.budget_units:
+            notional: int | None = ask.budget_units
+        else:
+            if quantity < limits.quantity_lots_min:
+                yield Code.quantity_too_small
+            if quantity > limits.quantity_lots_max:
+                yield Code.quantity_too_large
+            priced = ask.price_ticks or self.fresh(ask.symbol)
+            notional = self.limit_of(ask) * quantity * self.notional_unit(ask.symbol) if priced else None
+        if notional is not None and notional < limits.notional_units_min:
+            yield Code.notional_too_small
+        if notional is not None and notional > limits.notional_units_max:
+            yield Code.notional_too_large
+
+    def enter(self, order: Order, replaces: int) -> None:
+        self.orders_made += 1
+        self.orders[order.id] = order
+        order.hold = self.worst_hold(order)
+        if order.filled:
+            order.status = Status.partially_filled
+        self.log.happened.append(("opened", order.id, order.ask.account, order.hold, replaces, order.filled, False))
+        if order.ask.time_in_force == TimeInForce.fok and not self.fills_whole(order):
+            self.close(order, Status.canceled, Reason.fok_unfilled)
+            return
+        if reason := self.sweep(order):
+            self.close(order, Status.filled if reason == Reason.filled else Status.canceled, reason)
+        elif order.buys:
+            order.hold = min(order.hold, self.worst_hold(order))
+
+    # ---- matching
+
+    def crossed(self, taker: Order) -> list[Order]:
+        """The makers that the taker's price reaches, in the order in which it meets them."""
+        limit = self.limit_of(taker.ask)
+        makers = self.side(taker.ask.symbol, Side.sell if taker.buys else Side.buy)
+        return [m for m in makers if (m.ask.price_ticks <= limit if taker.buys else m.ask.price_ticks >= limit)]
+
+    def fills_whole(self, taker: Order) -> bool:
+        lots = 0
+        for maker in self.crossed(taker)[: self.bounds.steps_max]:
+            if self.outside_band(taker.ask.symbol, maker.ask.price_ticks):
+                break
+            if self.dead(maker):
+                continue
+            if maker.ask.account == taker.ask.account:
+                if taker.ask.self_trade == SelfTrade.cancel_oldest:
+                    continue
+                break
+            lots += maker.leaves
+        return lots >= taker.leaves
+
+    def sweep(self, taker: Order) -> Reason:
+        """Trade until something stops it. Returns why the taker leaves, or none: it rests."""
+        ask = taker.ask
+        for step, maker in enumerate(self.crossed(taker)):
+            if not ask.budget_units and not taker.leaves:
+                break
+            if self.outside_band(ask.symbol, maker.ask.price_ticks):
+                return Reason.price_band
+            if step == self.bounds.steps_max:
+                return Reason.fill_limit
+            if dead := self.dead(maker):
+                self.close(maker, Status.canceled if dead == Reason.session_expired else Status.expired, dead)
+            elif maker.ask.account == ask.account:
+                if not self.meet_oneself(taker, maker):
+                    return Reason.self_trade
+            else:
+                lots = min(maker.leaves, self.affordable(taker, maker))
+                if not lots:
+                    return Reason.budget_spent
+                self.trade(taker, maker, lots)
+        if not ask.budget_units and not taker.leaves:
+            return Reason.filled
+        if ask.type == OrderType.market:
+            opposite = self.side(ask.symbol, Side.sell if taker.buys else Side.buy)
+            return Reason.price_collar if opposite else Reason.ioc_remainder
+        return Reason.none if ask.time_in_force in RESTING else Reason.ioc_remainder
+
+    def meet_oneself(self, taker: Order, maker: Order) -> bool:
+        """Apply the taker's mode. True: the taker goes on."""
+        mode = taker.ask.self_trade
+        if taker.ask.budget_units and mode == SelfTrade.decrement:
+            mode = SelfTrade.cancel_newest
+        if mode in (SelfTrade.cancel_oldest, SelfTrade.cancel_both):
+            self.close(maker, Status.canceled, Reason.self_trade)
+        if mode != SelfTrade.decrement:
+            return mode == SelfTrade.cancel_oldest
+        lots = min(taker.leaves, maker.leaves)
+        for order in (maker, taker):
+            order.leaves -= lots
+            if order.leaves:
+                order.hold = min(order.hold, self.worst_hold(order)) if order is maker else order.hold
+                self.log.happened.append(("reduced", order.id, lots, order.leaves))
+            elif order is maker:
+                self.close(maker, Status.canceled, Reason.self_trade)
+        return taker.leaves > 0
+
+    def affordable(self, taker: Order, maker: Order) -> int:
+        """Lots that a budget still buys at the maker's price, fees included; what is left for other orders."""
+        if not taker.ask.budget_units:
+            return taker.leaves
+        unit = maker.ask.price_ticks * self.notional_unit(taker.ask.symbol)
+        lots = 0
+        while lots < maker.leaves:
+            notional = taker.notional + (lots + 1) * unit
+            if notional + up(Fraction(notional * taker.taker_bps, 10_000)) > taker.ask.budget_units:
+                break
+            lots += 1
+        return lots
+
+    def trade(self, taker: Order, maker: Order, lots: int) -> None:
+        listed = self.instruments[taker.ask.symbol]
+        price = maker.ask.price_ticks
+        notional = price * lots * self.notional_unit(listed.symbol)
+        buyer, seller = (taker, maker) if taker.buys else (maker, taker)
+        self.move(listed.quote, buyer.ask.account, seller.ask.account, notional)
+        self.move(listed.base, seller.ask.account, buyer.ask.account, lots * self.base_unit(listed.symbol))
+        before = (taker.fee, maker.fee)
+        self.charge(taker, taker.taker_notional, notional, taker.taker_bps, listed.quote)
+        self.charge(maker, maker.maker_notional, notional, maker.maker_bps, listed.quote)
+        taker.taker_notional += notional
+        maker.maker_notional += notional
+        for order in (taker, maker):
+            order.filled += lots
+            order.notional += notional
+            order.status = Status.partially_filled
+            if not order.ask.budget_units:
+                order.leaves -= lots
+        fees = (taker.fee - before[0], maker.fee - before[1])
+        for order, fee in ((taker, fees[0]), (maker, fees[1])):
+            order.hold -= notional + fee if order.buys else lots * self.base_unit(listed.symbol)
+        self.trades_made += 1
+        self.log.happened.append(
+            (
+                *("traded", self.trades_made, price, lots, notional),
+                *(taker.id, fees[0], taker.leaves, maker.id, fees[1], maker.leaves),
+            )
+        )
+        if not maker.leaves:
+            self.close(maker, Status.filled, Reason.filled)
+
+    def charge(self, order: Order, before: int, notional: int, bps: int, asset: str) -> None:
+        """The fee so far is rounded up; what is exact by whole units is earned, what rounding adds is set apart."""
+        was, is_ = Fraction(before * bps, 10_000), Fraction((before + notional) * bps, 10_000)
+        self.move(asset, order.ask.account, FEES, floor(is_) - floor(was))
+        self.move(asset, order.ask.account, ROUNDING, (up(is_) - floor(is_)) - (up(was) - floor(was)))
+        order.fee += up(is_) - up(was)
+
+    def close(self, order: Order, status: Status, reason: Reason, replaced_by: int = 0) -> None:
+        order.open = False
+        order.hold = 0
+        order.status, order.reason = status, reason
+        self.log.happened.append(
+            ("closed", order.id, status, reason, order.filled, order.leaves, order.notional, order.fee, replaced_by)
+        )
+
+    # ---- orders change and leave
+
+    def mine(self, account: str, order_id: int) -> Order:
+        self.named(account)
+        order = self.orders.get(order_id)
+        if not order or not order.open or order.ask.account != account:
+            raise No(Code.order_not_found)
+        return order
+
+    def replace_order(self, c: ReplaceOrder) -> AnyResult:
+        old = self.mine(c.account, c.order_id)
+        symbol = old.ask.symbol
+        present = old.filled + old.leaves
+        quantity, price = c.quantity_lots or present, c.price_ticks or old.ask.price_ticks
+        in_place = price == old.ask.price_ticks and quantity < present
+        if self.modes[symbol] == Mode.halted:
+            raise No(Code.instrument_halted)
+        if self.modes[symbol] == Mode.cancel_only and not in_place:
+            raise No(Code.instrument_cancel_only)
+        if self.closing_us(self.instruments[symbol].calendar) is None:
+            raise No(Code.market_closed)
+        if quantity <= old.filled:
+            raise No(Code.below_filled)
+        if (quantity, price) == (present, old.ask.price_ticks):
+            raise No(Code.nothing_to_replace)
+        ask = change_ask(old.ask, price, quantity)
+        leaves = quantity - old.filled
+        if in_place:
+            new = replace(old, id=self.orders_made + 1, ask=ask, leaves=leaves)
+            new.hold = min(old.hold, self.worst_hold(new))
+            self.orders_made += 1
+            self.close(old, Status.replaced, Reason.replaced, new.id)
+            self.orders[new.id] = new
+            self.log.happened.append(("opened", new.id, c.account, new.hold, old.id, new.filled, True))
+        else:
+            new = self.draft(ask, leaves)
+            self.check_entry(new, quantity, old)
+            new.filled, new.notional, new.fee = old.filled, old.notional, old.fee
+            self.close(old, Status.replaced, Reason.replaced, new.id)
+            self.enter(new, old.id)
+        answer = (new.status, new.reason, new.filled, new.leaves, new.notional, new.fee, self.now)
+        return Replaced(new.id, old.id, in_place, *answer)
+
+    def cancel_order(self, c: CancelOrder) -> AnyResult:
+        order = self.mine(c.account, c.order_id)
+        if self.modes[order.ask.symbol] == Mode.halted:
+            raise No(Code.instrument_halted)
+        self.close(order, Status.canceled, Reason.requested)
+        return Canceled(order.id, order.filled, order.leaves, self.now)
+
+    def cancel_account_orders(self, c: CancelAccountOrders) -> AnyResult:
+        self.named(c.account)
+        if c.symbol:
+            self.listed(c.symbol)
+        return self.mass_cancel(Sweep(c.account, c.symbol, "", Reason.mass_cancel, self.orders_made))
+
+    def cancel_instrument_orders(self, c: CancelInstrumentOrders) -> AnyResult:
+        self.listed(c.symbol)
+        return self.mass_cancel(Sweep("", c.symbol, "", Reason.mass_cancel, self.orders_made))
+
+    def mass_cancel(self, sweep: Sweep) -> AnyResult:
+        count = self.sweep_on(sweep, self.bounds.chunk)
+        remaining = len(self.swept(sweep))
+        if remaining:
+            self.sweeps.append(sweep)
+        return CanceledMany(count, remaining)
+
+    def swept(self, sweep: Sweep) -> list[Order]:
+        """What a mass cancel still has to cancel; in a halted instrument it passes orders over."""
+        orders = [order for order in self.open_orders() if sweep.covers(order)]
+        orders = [order for order in orders if self.modes[order.ask.symbol] != Mode.halted]
+        return sorted(orders, key=lambda order: order.id)
+
+    def sweep_on(self, sweep: Sweep, count_max: int) -> int:
+        orders = self.swept(sweep)[:count_max]
+        for order in orders:
+            self.close(order, Status.canceled, sweep.reason)
+        return len(orders)
+
+    # ---- sessions and time
+
+    def alive_session(self, account: str, session: str) -> Session:
+        self.named(account)
+        found = self.sessions.get((account, session))
+        if not found or found.deadline_us <= self.now:
+            raise No(Code.session_not_found)
+        return found
+
+    def open_session(self, c: OpenSession) -> AnyResult:
+        self.named(c.account)
+        if (c.account, c.session) in self.sessions:
+            raise No(Code.session_exists)
+        if sum(1 for account, _ in self.sessions if account == c.account) >= self.bounds.sessions_max:
+            raise No(Code.sessions_limit)
+        deadline = self.now + c.timeout_ms * 1_000
+        self.sessions[c.account, c.session] = Session(c.timeout_ms, deadline)
+        return SessionOpened(deadline)
+
+    def beat_session(self, c: BeatSession) -> AnyResult:
+        session = self.alive_session(c.account, c.session)
+        session.deadline_us = self.now + session.timeout_ms * 1_000
+        return SessionOpened(session.deadline_us)
+
+    def close_session(self, c: CloseSession) -> AnyResult:
+        self.alive_session(c.account, c.session)
+        del self.sessions[c.account, c.session]
+        return self.mass_cancel(Sweep(c.account, "", c.session, Reason.session_closed, self.orders_made))
+
+    def time_step(self, c: TimeStep) -> AnyResult:
+        left = self.bounds.chunk
+        while left and (due := self.due()):
+            order, reason = due[0]
+            status = Status.expired if reason in (Reason.gtd_expired, Reason.day_ended) else Status.canceled
+            self.close(order, status, reason)
+            left -= 1
+        for name, session in list(self.sessions.items()):
+            orders = [o for o in self.open_orders() if (o.ask.account, o.ask.session) == name]
+            if session.deadline_us <= self.now and not orders:
+                del self.sessions[name]
+        self.sweeps = [sweep for sweep in self.sweeps if self.swept(sweep)]
+        return Stepped(self.bounds.chunk - left, bool(self.due()))
+
+    def due(self) -> list[tuple[Order, Reason]]:
+        """Everything that time has to close now, in order: sessions' orders, expired orders, mass cancels."""
+        found: list[tuple[Order, Reason]] = []
+        expired = sorted((s.deadline_us, name) for name, s in self.sessions.items() if s.deadline_us <= self.now)
+        for _, name in expired:
+            orders = [o for o in self.open_orders() if (o.ask.account, o.ask.session) == name]
+            found += [(order, Reason.session_expired) for order in sorted(orders, key=lambda order: order.id)]
+        late = [order for order in self.open_orders() if order.expires_at_us and order.expires_at_us <= self.now]
+        for order in sorted(late, key=lambda order: (order.expires_at_us, order.id)):
+            day = order.ask.time_in_force == TimeInForce.day
+            found.append((order, Reason.day_ended if day else Reason.gtd_expired))
+        for sweep in self.sweeps:
+            found += [(order, sweep.reason) for order in self.swept(sweep)]
+        return found
+
+    def closing_us(self, calendar: Calendar) -> int | None:
+        """When the present opening ends, or None when the market is closed now."""
+        minutes_now = Fraction(self.now, MINUTE_US) + calendar.utc_offset_minutes
+        today = floor(minutes_now / DAY_MINUTES)
+        if not any(calendar.weekly):
+            hours_today: SessionHours | None = SessionHours(0, DAY_MINUTES)
+            for day, hours in calendar.exceptions:
+                hours_today = hours if day == today else hours_today
+            openings = [(today, hours_today)]
+        else:
+            openings = [(day, hours_of(calendar, day)) for day in (today - 1, today)]
+        for day, hours in openings:
+            if hours:
+                opens, closes = day * DAY_MINUTES + hours.open_minute, day * DAY_MINUTES + hours.close_minute
+                if opens <= minutes_now < closes:
+                    return (closes - calendar.utc_offset_minutes) * MINUTE_US
+        return None
+
+    # ---- replicas are compared
+
+    def report_digest(self, c: ReportDigest) -> AnyResult:
+        self.reports = [r for r in self.reports if r[:2] != (c.digest_index, c.member)]
+        self.reports.append((c.digest_index, c.member, c.digest))
+        kept = sorted({index for index, _, _ in self.reports})[-64:]
+        self.reports = [report for report in self.reports if report[0] in kept]
+        digests = [digest for index, _, digest in self.reports if index == c.digest_index]
+        if len(set(digests)) > 1 and not any(2 * digests.count(digest) > len(digests) for digest in digests):
+            self.stopped = True
+        return Done()
+
+
+def hours_of(calendar: Calendar, day: int) -> SessionHours | None:
+    """The opening that begins on a day: an exception's, else the weekday's. Day 0 was a Thursday."""
+    for exception, hours in calendar.exceptions:
+        if exception == day:
+            return hours
+    return calendar.weekly[(day + 3) % 7] if calendar.weekly else None
+
+
+def limits_are_bad(c: AddInstrument | SetLimits) -> bool:
+    limits = c.limits
+    return limits.quantity_lots_min > limits.quantity_lots_max or limits.notional_units_min > limits.notional_units_max
+
+
+def calendar_is_bad(calendar: Calendar) -> bool:
+    hours = [h for h in calendar.weekly if h] + [h for _, h in calendar.exceptions if h]
+    return len(calendar.weekly) not in (0, 7) or any(h.open_minute >= h.close_minute for h in hours)
+
+
+def change_ask(ask: PlaceOrder, price: int, quantity: int) -> PlaceOrder:
+    values = {name: getattr(ask, name) for name in ask.__struct_fields__}
+    return PlaceOrder(**values | {"price_ticks": price, "quantity_lots": quantity})
+
+
+def same_code(expected: No, result: AnyResult) -> bool:
+    return isinstance(result, Refused) and result.code in expected.codes
+
+
+def accounts_of(model: Model) -> list[str]:
+    return [*SYSTEM_ACCOUNTS, *model.accounts]
