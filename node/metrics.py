@@ -1,0 +1,111 @@
+"""What a node counts and measures, for Prometheus: enough for an alert, a chart and an autoscaler."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from cluster.consensus.engine import EngineStatus
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STAGES = ("door", "queue", "commit", "apply", "answer", "read", "flush")
+LATENCY_S = (
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+
+
+class Metrics:
+    """The metrics of one node, in a registry of their own, so that several nodes can share a process.
+
+    Counters and histograms are moved where things happen, once per batch, frame or request and never once
+    per command of a batch. Gauges are read when someone asks: see `watch`.
+    """
+
+    def __init__(self, member: str, role: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        Gauge("tiebreak_member_info", "Always 1", ["member", "role"], registry=registry).labels(member, role).set(1)
+        self.commands = Counter("tiebreak_commands", "Commands answered", ["entry", "answer"], registry=registry)
+        """entry: http, stream or peer. answer: done, refused, failed (definite) or unknown."""
+        self.shed = Counter("tiebreak_shed", "Turned away before anything was logged", ["reason"], registry=registry)
+        self.requests = Counter("tiebreak_http_requests", "HTTP requests", ["method", "status"], registry=registry)
+        self.request_seconds = Histogram(
+            "tiebreak_http_request_seconds", "From headers to answer", ["method"], buckets=LATENCY_S, registry=registry
+        )
+        self._stage_seconds = Histogram(
+            "tiebreak_stage_seconds", "Time of one stage of a command's life", ["stage"], buckets=LATENCY_S,
+            registry=registry,
+        )  # fmt: skip
+        self.stage_seconds = {stage: self._stage_seconds.labels(stage) for stage in STAGES}
+        self.batch_commands = Histogram(
+            "tiebreak_batch_commands", "Commands per proposed batch", registry=registry,
+            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000),
+        )  # fmt: skip
+        self.events_sent = Counter("tiebreak_events_sent", "Events sent", ["channel"], registry=registry)
+        self.slow_consumers = Counter("tiebreak_slow_consumers", "Connections cut off", ["channel"], registry=registry)
+        self.connections = Gauge("tiebreak_connections", "Open connections", ["kind"], registry=registry)
+        """kind: tcp, stream or feed."""
+        self.connections_max = Gauge("tiebreak_connections_max", "Capacity", ["kind"], registry=registry)
+        self._indexes = Gauge("tiebreak_index", "Log indexes as this member knows them", ["which"], registry=registry)
+        self._lag = Gauge("tiebreak_lag_entries", "Log entries behind", ["what"], registry=registry)
+        self._peer_lag = Gauge("tiebreak_peer_lag_entries", "Behind this leader", ["peer"], registry=registry)
+        self._peer_up = Gauge("tiebreak_peer_connected", "1 when the link is up", ["peer"], registry=registry)
+        self._peer_heard = Gauge("tiebreak_peer_heard_seconds", "Since it was last heard", ["peer"], registry=registry)
+        self._clock = Gauge("tiebreak_peer_clock_offset_seconds", "Its clock minus ours", ["peer"], registry=registry)
+        self._state = Gauge("tiebreak_raft_state", "1 for the present one", ["state"], registry=registry)
+        self._term = Gauge("tiebreak_raft_term", "Term", registry=registry)
+        self._quorum = Gauge("tiebreak_has_quorum", "1 when a majority is in reach", registry=registry)
+        self._ready = Gauge("tiebreak_ready", "1 when this node takes traffic", registry=registry)
+        self._queue = Gauge("tiebreak_queue_depth", "Commands or bytes that wait", ["queue"], registry=registry)
+        self._queue_max = Gauge("tiebreak_queue_max", "Bound of a queue", ["queue"], registry=registry)
+
+    def watch(self, read: Callable[[], float], *, queue: str, bound: float = 0.0) -> None:
+        """Read a queue's depth whenever metrics are asked for. bound: its capacity, 0 if it has none."""
+        self._queue.labels(queue).set_function(read)
+        if bound:
+            self._queue_max.labels(queue).set(bound)
+
+    def watch_ready(self, read: Callable[[], bool]) -> None:
+        self._ready.set_function(lambda: float(read()))
+
+    def watch_connections(self, read: Callable[[], float], *, kind: str, bound: float) -> None:
+        self.connections.labels(kind).set_function(read)
+        self.connections_max.labels(kind).set(bound)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage; name is one of STAGES."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds[name].observe(time.perf_counter() - began)
+
+    def observe_engine(self, status: EngineStatus) -> None:
+        """Take over indexes, role and lags."""
+        for which in ("first", "last", "durable", "commit", "applied", "stored"):
+            self._indexes.labels(which).set(getattr(status, f"{which}_index"))
+        self._lag.labels("apply").set(max(status.commit_index - status.applied_index, 0))
+        self._lag.labels("store").set(max(status.applied_index - status.stored_index, 0))
+        for state in ("leader", "follower", "candidate"):
+            self._state.labels(state).set(status.role == state)
+        self._term.set(status.term)
+        self._quorum.set(status.has_quorum)
+        for peer in status.peers:
+            self._peer_up.labels(peer.name).set(peer.connected)
+            self._peer_heard.labels(peer.name).set(peer.heard_ms_ago / 1000)
+            if peer.matched_index:
+                self._peer_lag.labels(peer.name).set(max(status.last_index - peer.matched_index, 0))
+            if peer.clock_offset_ms is not None:
+                self._clock.labels(peer.name).set(peer.clock_offset_ms / 1000)
+
+    def render(self, status: EngineStatus | None = None) -> bytes:
+        """The page of /metrics."""
+        if status is not None:
+            self.observe_engine(status)
+        return generate_latest(self.registry)
