@@ -1,0 +1,143 @@
+"""Which member a client talks to: it prefers the leader, and leaves one that fails for another."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from cluster.wire import MemberView
+
+PROBE_TIMEOUT_MS = 700
+"""Longest wait for a member's status while looking for the leader's side."""
+AVOID_MS = 1_000
+"""How long a member that failed is taken only when there is no other."""
+LOOK_AGAIN_MS = 300
+"""Shortest time between two searches."""
+
+
+class Member(Struct, frozen=True):
+    """name may be empty where only an address is known. A witness answers status and nothing else."""
+
+    url: str
+    name: str = ""
+    witness: bool = False
+
+
+class Health(Struct, frozen=True):
+    """What a member said of itself, or why it did not."""
+
+    member: Member
+    view: MemberView | None = None
+    error: str = ""
+
+
+class Members:
+    """The members of one cluster, and which of them to ask next. One event loop, no locks."""
+
+    def __init__(self, members: Sequence[Member | str]) -> None:
+        """members: at least one; a bare string is the address of a replica. The first is tried first."""
+        self.all = tuple(Member(m.rstrip("/")) if isinstance(m, str) else m for m in members)
+        self._replicas = [m for m in self.all if not m.witness]
+        if not self._replicas:
+            raise ValueError("a client needs the address of at least one full replica")
+        self._preferred = self._replicas[0]
+        self._avoid_until: dict[str, float] = {}
+        self._looked_at = -1e9
+
+    def pick(self) -> Member:
+        """The member to ask now. Never waits; may be one that failed lately when all did."""
+        now = time.monotonic()
+        if self._avoid_until.get(self._preferred.url, 0.0) <= now:
+            return self._preferred
+        self._preferred = min(self._replicas, key=lambda m: self._avoid_until.get(m.url, 0.0))
+        return self._preferred
+
+    def failed(self, member: Member) -> None:
+        """Leave this one alone for a while."""
+        self._avoid_until[member.url] = time.monotonic() + AVOID_MS / 1000
+
+    async def look_for_leader(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> None:
+        """Ask all replicas at once; prefer the leader with a quorum, else whoever is ready. Raises nothing."""
+        now = time.monotonic()
+        if len(self._replicas) == 1 or now - self._looked_at < LOOK_AGAIN_MS / 1000:
+            return
+        self._looked_at = now
+        best, best_score = None, 0
+        probes = [asyncio.ensure_future(_probe(session, member, headers)) for member in self._replicas]
+        try:
+            for finished in asyncio.as_completed(probes, timeout=PROBE_TIMEOUT_MS / 1000 + 0.1):
+                member, score = await finished
+                if score > best_score:
+                    best, best_score = member, score
+                if score == LEADS:
+                    break
+        except TimeoutError:
+            pass  # what answered so far is what there is
+        finally:
+            for probe in probes:
+                probe.cancel()
+        if best is not None:
+            self._preferred = best
+            self._avoid_until.pop(best.url, None)
+
+    async def health(
+        self, session: aiohttp.ClientSession, headers: dict[str, str], params: dict[str, str]
+    ) -> list[Health]:
+        """The status of every member, witnesses too, in the order given. Raises nothing."""
+        return list(await asyncio.gather(*(_health(session, member, headers, params) for member in self.all)))
+
+
+LEADS = 3
+
+
+async def _probe(session: aiohttp.ClientSession, member: Member, headers: dict[str, str]) -> tuple[Member, int]:
+    """Score a member: leads with a quorum 3, ready 2, answers at all 1, silent 0."""
+    found = await _health(session, member, headers, {})
+    if found.view is not None:
+        view = found.view
+        if view.role == "witness":
+            return member, 0
+        if view.state == "leader" and view.has_quorum:
+            return member, LEADS
+        return member, 2 if view.ready else 1
+    if found.error not in _NOT_FOR_US:
+        return member, 0
+    # This principal may not read the status; whether the member is ready it may.
+    try:
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_MS / 1000)
+        async with session.get(f"{member.url}/readyz", timeout=timeout) as response:
+            return member, 2 if response.status == 200 else 1
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return member, 0
+
+
+_NOT_FOR_US = ("HTTP 401", "HTTP 403")
+_decode_member = msgspec.json.Decoder(MemberView).decode
+
+
+async def _health(
+    session: aiohttp.ClientSession, member: Member, headers: dict[str, str], params: dict[str, str]
+) -> Health:
+    try:
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_MS / 1000)
+        async with session.get(f"{member.url}/v1/status", headers=headers, params=params, timeout=timeout) as response:
+            body = await response.read()
+            if response.status != 200:
+                return Health(member, error=f"HTTP {response.status}")
+            return Health(member, view=_decode_member(body))
+    except TimeoutError:
+        return Health(member, error=f"no answer within {PROBE_TIMEOUT_MS} ms")
+    except (aiohttp.ClientError, OSError, msgspec.MsgspecError) as error:
+        return Health(member, error=describe(error))
+
+
+def describe(error: BaseException) -> str:
+    """One line for people: what went wrong, without the library's wrapping."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"can't connect to {error.host}:{error.port} ({error.os_error.strerror or error.os_error})"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__

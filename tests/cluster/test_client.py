@@ -1,0 +1,209 @@
+"""The client over HTTP: one key is executed once whatever the network does, and no answer claims too much."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+
+import pytest
+
+from cluster.client import Client, Done, Outcome, ReadRefused, Refused, Unavailable, Unknown
+from cluster.client_answers import outcome
+from cluster.wire import Answer, PlaceOrder
+from tests.cluster.fake_node import TOKEN, FakeNode, Ledger, free_port
+
+Scenario = Callable[[FakeNode, FakeNode, Client], Awaitable[None]]
+
+
+def run(scenario: Scenario, *, timeout_ms: int = 2_000) -> None:
+    """Run a scenario against two fake nodes, of which `first` leads."""
+
+    async def main() -> None:
+        ledger = Ledger()
+        first = await FakeNode("first", ledger).start()
+        second = await FakeNode("second", ledger, leader="first").start()
+        try:
+            async with Client([first.url, second.url], token=TOKEN, timeout_ms=timeout_ms) as client:
+                await scenario(first, second, client)
+        finally:
+            await first.stop()
+            await second.stop()
+
+    asyncio.run(main())
+
+
+async def buy(client: Client, *, qty: str = "10", key: str = "") -> Outcome:
+    return await client.place_order(symbol="AAPL", side="buy", qty=qty, limit_price=Decimal("187.20"), key=key)
+
+
+def test_done_says_id_and_index() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        match await buy(client):
+            case Done(key=key, answer=Answer(id="1", index=1, replay=False)):
+                assert key
+            case other:
+                pytest.fail(str(other))
+        sent = first.ledger.executed[0]
+        assert isinstance(sent, PlaceOrder)
+        assert sent.sent_at.endswith("Z")
+        assert sent.limit_price == "187.20"
+        assert client.session_token == "token-1"  # noqa: S105
+
+    run(scenario)
+
+
+def test_same_key_is_a_replay_and_another_body_is_refused() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        request = PlaceOrder(
+            key="k1", sent_at="2026-01-05T10:00:00Z", symbol="AAPL", side="buy", type="limit", qty="1", limit_price="2"
+        )
+        one, two = await client.submit(request), await client.submit(request)
+        assert isinstance(one, Done)
+        assert not one.answer.replay
+        assert isinstance(two, Done)
+        assert two.answer.replay
+        assert two.id == one.id
+        other = await buy(client, qty="2", key="k1")
+        assert isinstance(other, Refused)
+        assert other.error == "key_reused"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [["no_leader"], ["outcome_unknown"], ["drop_before"], ["drop_after"], ["proxy_502"], ["overloaded"],
+     ["drop_after", "no_leader", "outcome_unknown"]],
+    ids="+".join,
+)  # fmt: skip
+def test_faults_pass_and_the_order_is_placed_once(faults: list[str]) -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        first.faults.extend(faults)
+        answer = await buy(client)
+        assert isinstance(answer, Done), answer
+        assert len(first.ledger.executed) == 1
+
+    run(scenario)
+
+
+def test_a_definite_refusal_is_not_tried_again() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        answer = await buy(client, qty="999")
+        assert isinstance(answer, Refused)
+        assert (answer.error, answer.code) == ("insufficient_funds", 403_00041)
+        assert first.ledger.seen_tries == 1
+
+    run(scenario)
+
+
+def test_the_other_member_is_asked_when_one_is_gone() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        assert isinstance(await buy(client), Done)
+        await first.stop()
+        second.leader = "second"
+        assert isinstance(await buy(client), Done)
+        assert second.requests == ["POST /v1/orders"]
+
+    run(scenario)
+
+
+def test_a_connection_that_was_never_made_is_refused_not_unknown() -> None:
+    async def main() -> None:
+        async with Client([f"http://127.0.0.1:{free_port()}"], timeout_ms=100) as client:
+            answer = await buy(client)
+        assert isinstance(answer, Refused)
+        assert answer.error == "unreachable"
+        assert "can't connect" in answer.message
+
+    asyncio.run(main())
+
+
+def test_no_leader_until_the_deadline_is_refused_but_after_a_lost_answer_unknown() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        for node in (first, second):
+            node.faults.extend(["no_leader"] * 50)
+        plain = await buy(client)
+        assert isinstance(plain, Refused)
+        assert plain.error == "no_leader"
+        first.faults.appendleft("drop_after")
+        second.faults.appendleft("drop_after")
+        lost = await buy(client, key="lost")
+        assert lost == Unknown("lost", "it is no_leader")
+
+    run(scenario, timeout_ms=300)
+
+
+def test_a_door_that_closes_after_a_lost_answer_leaves_it_unknown() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        for node in (first, second):
+            node.faults.extend(["drop_after", "expired", "expired"])
+        assert isinstance(await buy(client), Unknown)
+
+    run(scenario)
+
+
+# error, code, unsure before, what may be believed
+ROWS = [
+    ("insufficient_funds", 403_00041, False, Refused),
+    ("insufficient_funds", 403_00041, True, Refused),  # the answer stored under the key
+    ("key_reused", 422_00011, True, Refused),  # the key is another command's
+    ("key_too_old", 422_00012, False, Refused),
+    ("key_too_old", 422_00012, True, Unknown),  # says nothing about the first try
+    ("unauthenticated", 401_01006, False, Refused),
+    ("unauthenticated", 401_01006, True, Unknown),
+    ("", 0, True, Done),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "unsure", "kind"), ROWS)
+def test_what_may_be_believed(error: str, code: int, unsure: bool, kind: type) -> None:
+    assert type(outcome("k", Answer(error=error, code=code), unsure=unsure)) is kind
+
+
+def test_cancel_goes_with_key_and_time_of_sending() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        assert isinstance(await client.cancel_order("7", key="c1"), Done)
+        assert first.requests == ["DELETE /v1/orders/7"]
+        assert first.ledger.executed[0].sent_at
+
+    run(scenario)
+
+
+def test_reads_retry_refuse_and_give_up() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        first.faults.append("no_quorum")
+        assert (await client.account("alice")).id == "alice"
+        with pytest.raises(ReadRefused) as refused:
+            await client.account("nobody")
+        assert refused.value.error == "account_not_found"
+        for node in (first, second):
+            node.faults.extend(["no_quorum"] * 50)
+        with pytest.raises(Unavailable, match="no_quorum"):
+            await client.account("alice")
+
+    run(scenario, timeout_ms=300)
+
+
+def test_reads_say_their_consistency() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        await buy(client)
+        await client.account("alice")
+        await client.account("alice", consistency="local")
+        await client.account("alice", consistency="session")
+        plain, local, session = first.reads
+        assert (plain.query_string, local.query_string) == ("", "consistency=local")
+        assert "X-Session-Token" not in plain.headers
+        assert session.headers["X-Session-Token"] == "token-1"
+
+    run(scenario)
+
+
+def test_members_say_who_leads_and_who_is_silent() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        await second.stop()
+        healthy, silent = await client.members()
+        assert healthy.view is not None
+        assert healthy.view.state == "leader"
+        assert silent.view is None
+        assert "can't connect" in silent.error
+
+    run(scenario)
