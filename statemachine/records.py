@@ -12,11 +12,6 @@ from statemachine.types import LedgerReason, Mode, OrderType, Reason, SelfTrade,
 
 RECORDS_VERSION = 1
 
-KEY_RETENTION_US = 24 * 3600 * 1_000_000
-"""How long a key and its answer are kept; a command that was sent earlier is refused."""
-KEY_BUCKET_US = 6 * 3600 * 1_000_000
-"""Keys and answers are kept in buckets of this width (bucket = time_us // width), dropped whole."""
-
 # The tables that Changes name, and their keys. Names are UTF-8; an id is `id_key`, so that tables are in id order.
 ACCOUNTS = "accounts"
 ASSETS = "assets"

@@ -1,0 +1,442 @@
+"""The durable state of one replica: records, keys and history in LMDB, old history in sealed segments.
+
+The machine applies in memory and hands each batch over (`add`); from then on every read sees it. From
+time to time all that changed goes to disk as one transaction, with the applied index and the digest:
+`begin` on the loop, `Flush.write` in a worker thread, `finish` on the loop. After a crash the store
+stands at the last such index, and the log is replayed from there.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+from msgspec import Struct, msgpack
+
+from statemachine.codec import UnknownFormat
+from statemachine.history import History
+from statemachine.records import (
+    ASSETS,
+    INSTRUMENTS,
+    ORDERS,
+    RECORDS_VERSION,
+    SESSIONS,
+    SWEEPS,
+    WITHDRAWALS,
+    AccountRecord,
+    Applied,
+    AssetRecord,
+    Changes,
+    InstrumentRecord,
+    KeyRecord,
+    MetaRecord,
+    OrderRecord,
+    Record,
+    SessionRecord,
+    StoredState,
+    SweepRecord,
+    WithdrawalRecord,
+    encode_record,
+)
+from statemachine.segments import Segment, SegmentEntry, decode_entry
+from statemachine.store_files import (
+    SEGMENTS_FOLDER,
+    Failpoint,
+    ForeignStore,
+    OwnerLock,
+    StoreDamaged,
+    StoreError,
+    check_folder,
+    fsync_folder,
+    make_folder,
+    no_failpoint,
+)
+from statemachine.store_flush import Flush
+from statemachine.store_pending import Generation
+from statemachine.store_rows import Kind, day_of
+from statemachine.store_sealing import CHAIN_START, Prune, Pruned, Retention, Seal, decode_pruned, remove_leftovers
+from statemachine.store_tables import (
+    FIXED,
+    IDENTITY_KEY,
+    INFO,
+    KEYS,
+    META_KEY,
+    PRUNED_KEY,
+    RESULTS,
+    SEGMENTS,
+    Handle,
+    Tables,
+    open_environment,
+)
+
+MAP_SIZE_BYTES = 64 << 30
+PENDING_BYTES_MAX = 64 << 20
+LOW_WATER_BYTES = 64 << 20
+
+R = TypeVar("R", bound=Record)
+
+
+class Identity(Record, frozen=True):
+    """Whose store this is; written once."""
+
+    version: int
+    cluster_id: str
+    member: str
+
+
+class Space(Struct, frozen=True):
+    """Room left, in bytes. map_free: in LMDB's map; disk_free: of the file system, for us.
+
+    low: too little to be sure that what is pending can be written and that the next flush can, too.
+    """
+
+    map_free_bytes: int
+    disk_free_bytes: int
+    pending_bytes: int
+    low: bool
+
+
+_decode_identity = msgpack.Decoder(Identity).decode
+_decode_meta = msgpack.Decoder(MetaRecord).decode
+_decode_account = msgpack.Decoder(AccountRecord).decode
+_decode_key = msgpack.Decoder(KeyRecord).decode
+
+
+class Store:
+    """Opens or creates the folder and holds it until `close`. One event loop uses it.
+
+    map_size_bytes: the most that LMDB may ever use; address space, not disk. It may grow between starts.
+    low_water_bytes: with less room than this (map or disk), `space().low` is set.
+
+    Raises StoreLocked, ForeignStore, StoreDamaged; UnknownFormat for another version's records.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        cluster_id: str,
+        member: str,
+        map_size_bytes: int = MAP_SIZE_BYTES,
+        pending_bytes_max: int = PENDING_BYTES_MAX,
+        low_water_bytes: int = LOW_WATER_BYTES,
+        retention: Retention | None = None,
+        failpoint: Failpoint = no_failpoint,
+    ) -> None:
+        self.path = path
+        self.segments_path = path / SEGMENTS_FOLDER
+        self.retention = retention or Retention()
+        self._map_size_bytes = map_size_bytes
+        self._pending_bytes_max = pending_bytes_max
+        self._low_water_bytes = low_water_bytes
+        self._failpoint = failpoint
+        self._flying: Flush | None = None
+        self._generations: list[Generation] = [Generation()]
+        """Oldest first: the one being written, if any, and the one that collects."""
+        check_folder(path)
+        make_folder(self.segments_path)
+        self._lock = OwnerLock(path, f"cluster {cluster_id}, member {member}")
+        try:
+            self._tables = Tables(open_environment(path, map_size_bytes))
+            try:
+                self._start(Identity(RECORDS_VERSION, cluster_id, member))
+            except BaseException:
+                self._tables.close()
+                raise
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _start(self, identity: Identity) -> None:
+        env = self._tables.env
+        self._check_identity(identity)
+        self._tables.open_all(create=True)
+        with env.begin(write=True) as txn:
+            if txn.get(IDENTITY_KEY, db=self._tables.fixed[INFO]) is None:
+                txn.put(IDENTITY_KEY, encode_record(identity), db=self._tables.fixed[INFO])
+        # The files themselves are new: their names must survive a power cut as their contents do.
+        fsync_folder(self.path)
+        reader = self._tables.reader()
+        meta = reader.get(META_KEY, db=self._tables.fixed[INFO])
+        self._meta = None if meta is None else _decode_meta(meta)
+        entries = [decode_entry(value) for _, value in reader.cursor(self._tables.fixed[SEGMENTS])]
+        remove_leftovers(self.segments_path, entries)
+        self._pruned: dict[Kind, Pruned] = {}
+        for kind in Kind:
+            value = reader.get(PRUNED_KEY + kind.encode(), db=self._tables.fixed[INFO])
+            if value is not None:
+                self._pruned[kind] = decode_pruned(value)
+        self.history = History(self._tables, self._generations)
+        for entry in sorted(entries, key=lambda entry: entry.day):
+            self.history.logs[entry.kind].segments.append(Segment(self.segments_path, entry))
+        if Kind.events in self._pruned:
+            self.history.first_event_index = self._pruned[Kind.events].last_id + 1
+        self._index_buckets()
+
+    def _check_identity(self, identity: Identity) -> None:
+        """Refuse another's folder before anything is written to it."""
+        found = read_identity(self._tables.env)
+        if found is None:
+            return
+        if found.version != identity.version:
+            raise UnknownFormat(f"{self.path}: records version {found.version}; this program knows {identity.version}")
+        if found.cluster_id != identity.cluster_id:
+            raise ForeignStore(f"{self.path} belongs to cluster {found.cluster_id!r}, not to {identity.cluster_id!r}")
+        if found.member != identity.member:
+            raise ForeignStore(f"{self.path} belongs to member {found.member!r}, not to {identity.member!r}")
+
+    def close(self) -> None:
+        """Let go of the folder. What is pending is not written: the log has it."""
+        for log in self.history.logs.values():
+            for segment in log.segments:
+                segment.close()
+        self._tables.close()
+        self._lock.release()
+
+    # ---- what the machine starts from and reads ----
+
+    @property
+    def stored_index(self) -> int:
+        """The last log index that is durable here; 0 for an empty store."""
+        return self._meta.applied_index if self._meta else 0
+
+    def load(self) -> StoredState | None:
+        """The state to go on from; None for an empty store. Accounts are not read: see `account`.
+
+        Raises StoreDamaged when a record can't be decoded, UnknownFormat for another version's.
+        """
+        if self._meta is None:
+            return None
+        if self._meta.version != RECORDS_VERSION:
+            raise UnknownFormat(
+                f"{self.path}: records version {self._meta.version}; this program knows {RECORDS_VERSION}"
+            )
+        return StoredState(
+            self._meta,
+            self._read_all(ASSETS, AssetRecord),
+            self._read_all(INSTRUMENTS, InstrumentRecord),
+            self._read_all(ORDERS, OrderRecord),
+            self._read_all(WITHDRAWALS, WithdrawalRecord),
+            self._read_all(SESSIONS, SessionRecord),
+            self._read_all(SWEEPS, SweepRecord),
+        )
+
+    def _read_all(self, table: str, record: type[R]) -> list[R]:
+        decode = msgpack.Decoder(record).decode
+        cursor = self._tables.reader().cursor(self._tables.fixed[table])
+        try:
+            return [decode(value) for value in cursor.iternext(keys=False)]
+        except ValueError as error:
+            raise StoreDamaged(f"{self.path}: a record of {table} can't be decoded: {error}") from error
+
+    def account(self, account: str) -> AccountRecord | None:
+        key = account.encode()
+        value = self._flying.accounts.get(key) if self._flying is not None else None
+        if value is None:
+            value = self._tables.reader().get(key, db=self._tables.fixed["accounts"])
+        return None if value is None else _decode_account(value)
+
+    def key(self, digest: bytes, bucket_min: int) -> KeyRecord | None:
+        """The newest record of a key in any bucket from bucket_min on."""
+        for generation in reversed(self._generations):
+            found = generation.keys.get(digest)
+            if found is not None:
+                return found[1] if found[0] >= bucket_min else None
+        reader = self._tables.reader()
+        for bucket, handle in self._key_tables:
+            if bucket < bucket_min:
+                return None
+            value = reader.get(digest, db=handle)
+            if value is not None:
+                return _decode_key(value)
+        return None
+
+    def _index_buckets(self) -> None:
+        self._key_tables: list[tuple[int, Handle]] = sorted(self._tables.families[KEYS].items(), reverse=True)
+
+    # ---- what the machine hands over ----
+
+    def add(self, applied: Applied) -> None:
+        """Take one batch's answers, events and rows; reads see them at once. Never refuses: it is committed."""
+        last = self._generations[-1].last_index or self._last_begun_index
+        if applied.index <= last:
+            raise StoreError(f"batch {applied.index} handed over after batch {last}: applied twice?")
+        self._generations[-1].add(applied)
+
+    @property
+    def _last_begun_index(self) -> int:
+        return self._flying.meta.applied_index if self._flying is not None else self.stored_index
+
+    @property
+    def pending_bytes(self) -> int:
+        """Roughly what waits in memory, the flush under way included."""
+        return sum(generation.bytes for generation in self._generations)
+
+    @property
+    def pending_full(self) -> bool:
+        """Flush now, and take no new commands until it is done."""
+        return self.pending_bytes >= self._pending_bytes_max
+
+    def begin(self, changes: Changes) -> Flush:
+        """Take all that is pending, and the records that changed, into one flush. One at a time.
+
+        Raises StoreError when the records and the pending batches are not of the same index.
+        """
+        if self._flying is not None:
+            raise StoreError(f"the flush up to index {self._flying.meta.applied_index} is still under way")
+        generation = self._generations[-1]
+        meta = changes.meta
+        newest = generation.last_index or self.stored_index
+        if meta.applied_index < newest or (generation.last_index and meta.digest != generation.last_digest):
+            raise StoreError(
+                f"records of index {meta.applied_index}, digest {meta.digest.hex()}, but batches up to {newest}, "
+                f"digest {generation.last_digest.hex()}"
+            )
+        dropped = [
+            self._tables.hide(family, bucket)
+            for family in (KEYS, RESULTS)
+            for bucket in sorted(self._tables.families[family])
+            if bucket < changes.drop_buckets_before
+        ]
+        self._index_buckets()
+        self._flying = Flush(self._tables, generation, changes, dropped, self._failpoint)
+        self._generations.append(Generation())
+        return self._flying
+
+    def finish(self, flush: Flush) -> None:
+        """After `flush.write` returned: reads go to disk for it, and `stored_index` is its index."""
+        if flush is not self._flying or not flush.written:
+            raise StoreError(f"the flush up to index {flush.meta.applied_index} was not written")
+        self._tables.publish(flush.created)
+        self._index_buckets()
+        self._meta = flush.meta
+        self._flying = None
+        self._generations.remove(flush.generation)
+
+    def flush(self, changes: Changes) -> None:
+        """All three steps at once, for programs without a loop."""
+        flush = self.begin(changes)
+        flush.write()
+        self.finish(flush)
+
+    # ---- days that are over ----
+
+    def begin_seal(self) -> Seal | None:
+        """The next day's history to be sealed, or None. Run `step` in a worker until it is True, then
+        `publish_seal` on the loop, then `Seal.commit` in a worker. One at a time."""
+        if self._meta is None:
+            return None
+        today = day_of(self._meta.time_us)
+        due = [(day, kind) for kind in Kind for day in self._tables.families[kind] if day < today]
+        if not due:
+            return None
+        day, kind = min(due)
+        handle = self._tables.families[kind][day]
+        return Seal(
+            self._tables,
+            self.segments_path,
+            kind=kind,
+            day=day,
+            handle=handle,
+            chain=self._chain_at(kind),
+            failpoint=self._failpoint,
+        )
+
+    def _chain_at(self, kind: Kind) -> bytes:
+        if kind != Kind.ledger:
+            return b""
+        segments = self.history.ledger_log.segments
+        if segments:
+            return segments[-1].entry.chain_after
+        pruned = self._pruned.get(kind)
+        return pruned.chain if pruned else CHAIN_START
+
+    def publish_seal(self, seal: Seal) -> None:
+        """From here on the day is read from its segment; its table may be dropped."""
+        if seal.entry is None:
+            raise StoreError(f"{seal.kind} of day {seal.day}: published before its segment was complete")
+        self.history.logs[seal.kind].segments.append(Segment(self.segments_path, seal.entry))
+        self._tables.hide(seal.kind, seal.day)
+
+    def begin_prune(self) -> Prune | None:
+        """Take segments past retention out of reach, or None. Run `Prune.commit` in a worker."""
+        if self._meta is None:
+            return None
+        today = day_of(self._meta.time_us)
+        gone: list[SegmentEntry] = []
+        for kind, log in self.history.logs.items():
+            while log.segments and log.segments[0].entry.day < today - self.retention.days(kind):
+                segment = log.segments.pop(0)
+                segment.close()
+                gone.append(segment.entry)
+                self._note_pruned(segment.entry)
+        return Prune(self._tables, self.segments_path, gone, self._failpoint) if gone else None
+
+    def _note_pruned(self, entry: SegmentEntry) -> None:
+        self._pruned[entry.kind] = Pruned(entry.day, entry.last_id, entry.chain_after)
+        if entry.kind == Kind.events:
+            self.history.first_event_index = entry.last_id + 1
+
+    def seal_and_prune(self) -> None:
+        """All that is due, at once, for programs without a loop."""
+        while (seal := self.begin_seal()) is not None:
+            while not seal.step():
+                pass
+            self.publish_seal(seal)
+            seal.commit()
+        prune = self.begin_prune()
+        if prune is not None:
+            prune.commit()
+
+    # ---- room and cost ----
+
+    def space(self) -> Space:
+        """How much room is left. Refuse new commands while it is low: a flush that fails ends the process."""
+        page_bytes = self._tables.env.stat()["psize"]
+        free_map = self._map_size_bytes - sum(self.table_bytes().values()) - 16 * page_bytes
+        disk = os.statvfs(self.path)
+        free_disk = disk.f_bavail * disk.f_frsize
+        # A flush rewrites every page that it touches, so it needs several times its own bytes for a while.
+        needed = self._low_water_bytes + 4 * self.pending_bytes
+        return Space(free_map, free_disk, self.pending_bytes, min(free_map, free_disk) < needed)
+
+    def table_bytes(self) -> dict[str, int]:
+        """Bytes of LMDB pages in use, by table or family."""
+        return table_bytes(self._tables)
+
+    def bytes_on_disk(self) -> dict[str, int]:
+        """Bytes by kind: tables and sealed segments."""
+        sizes = self.table_bytes()
+        for kind, log in self.history.logs.items():
+            sizes[f"{kind} (sealed)"] = sum(segment.entry.file_bytes for segment in log.segments)
+        return sizes
+
+    def bytes_per_order(self) -> dict[str, float]:
+        """Bytes on disk by kind, divided by the orders ever entered."""
+        orders = self._meta.next_order_id - 1 if self._meta else 0
+        return {kind: size / orders for kind, size in self.bytes_on_disk().items()} if orders > 0 else {}
+
+
+def table_bytes(tables: Tables) -> dict[str, int]:
+    reader = tables.reader()
+
+    def pages(handle: Handle) -> int:
+        stat: Any = reader.stat(handle)
+        return int(stat["psize"]) * int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+
+    sizes = {name: pages(tables.fixed[name]) for name in FIXED if name in tables.fixed}
+    for family, numbers in tables.families.items():
+        sizes[family] = sum(pages(handle) for handle in numbers.values())
+    return sizes
+
+
+def read_identity(env: lmdb.Environment) -> Identity | None:
+    """Whose environment this is; None for one that was never written."""
+    if INFO.encode() not in env.dbs():
+        if env.dbs():
+            raise ForeignStore(f"{env.path()} is an LMDB environment, but no store of ours")
+        return None
+    info = env.open_db(INFO.encode(), create=False)
+    with env.begin() as txn:
+        value = txn.get(IDENTITY_KEY, db=info)
+    return None if value is None else _decode_identity(value)

@@ -1,0 +1,122 @@
+"""The LMDB environment: how it is opened, which tables it holds, and the one read transaction of the loop.
+
+Tables: `info`, `segments`, `strays`, one per record type, and families numbered by time: `keys.N` and
+`results.N` per bucket, and one per kind and day of history not sealed yet. A numbered table is dropped
+whole, which frees its pages at once; deleting its rows one by one would rewrite each of them.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lmdb
+
+from statemachine.records import TABLES
+from statemachine.store_files import StoreDamaged
+from statemachine.store_rows import Kind
+
+Handle = lmdb._Database
+if TYPE_CHECKING:
+    Transaction = lmdb.Transaction[bytes]
+    Cursor = lmdb.Cursor[bytes]
+else:
+    Transaction = lmdb.Transaction
+    Cursor = lmdb.Cursor
+
+TABLES_MAX = 512
+INFO = "info"
+SEGMENTS = "segments"
+STRAYS = "strays"
+"""Closed orders that closed on a later day than they were opened: order id to day."""
+FIXED = (INFO, SEGMENTS, STRAYS, *TABLES)
+KEYS = "keys"
+RESULTS = "results"
+FAMILIES = (KEYS, RESULTS, *(str(kind) for kind in Kind))
+
+META_KEY = b"meta"
+IDENTITY_KEY = b"identity"
+PRUNED_KEY = b"pruned."
+
+
+def open_environment(folder: Path, map_size_bytes: int) -> lmdb.Environment:
+    """Open for reading and writing, fully synced: a commit that returned is on disk."""
+    try:
+        return lmdb.Environment(
+            str(folder),
+            map_size=map_size_bytes,
+            max_dbs=TABLES_MAX,
+            max_readers=64,
+            max_spare_txns=2,
+            readahead=False,
+            meminit=False,
+        )
+    except lmdb.Error as error:
+        raise StoreDamaged(f"{folder}: LMDB can't open it: {error}") from error
+
+
+def open_read_only(folder: Path) -> lmdb.Environment:
+    """Open a stopped store and change nothing, not even LMDB's lock file. The caller holds the owner lock."""
+    try:
+        return lmdb.Environment(
+            str(folder), max_dbs=TABLES_MAX, readonly=True, lock=False, create=False, readahead=False
+        )
+    except lmdb.Error as error:
+        raise StoreDamaged(f"{folder}: LMDB can't open it: {error}") from error
+
+
+class Tables:
+    """Handles of all tables, and a read transaction that is kept from one flush to the next.
+
+    All methods are for the thread of the event loop. Handles of numbered tables that a writer creates
+    are published by `publish` after its commit; `hide` takes them away before they are dropped, because
+    a handle must not be used while LMDB closes it.
+    """
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self.env = env
+        self.fixed: dict[str, Handle] = {}
+        self.families: dict[str, dict[int, Handle]] = {family: {} for family in FAMILIES}
+        self._reader: Transaction | None = None
+
+    def open_all(self, *, create: bool) -> None:
+        """Open every table that exists; with `create`, the fixed ones too."""
+        names = {name.decode() for name in self.env.dbs()}
+        for name in FIXED:
+            if create or name in names:
+                self.fixed[name] = self.env.open_db(name.encode(), create=create)
+        for name in sorted(names - set(FIXED)):
+            family, _, number = name.partition(".")
+            if family in self.families and number.isdecimal():
+                self.families[family][int(number)] = self.env.open_db(name.encode(), create=False)
+
+    def reader(self) -> Transaction:
+        """A view as of the last `renew`, opened once: beginning one costs more than the read."""
+        if self._reader is None:
+            self._reader = self.env.begin()
+        return self._reader
+
+    def renew(self) -> None:
+        """Let go of the view, so that the next read sees the last commit and old pages can be reused."""
+        if self._reader is not None:
+            self._reader.abort()
+            self._reader = None
+
+    def publish(self, created: dict[tuple[str, int], Handle]) -> None:
+        for (family, number), handle in created.items():
+            self.families[family][number] = handle
+        self.renew()
+
+    def hide(self, family: str, number: int) -> Handle:
+        self.renew()
+        return self.families[family].pop(number)
+
+    def close(self) -> None:
+        self.renew()
+        self.env.close()
+
+
+def table_name(family: str, number: int) -> bytes:
+    return f"{family}.{number:08d}".encode()
+
+
+def create_table(env: lmdb.Environment, txn: Transaction, family: str, number: int) -> Handle:
+    return env.open_db(table_name(family, number), txn=txn)
