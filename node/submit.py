@@ -217,9 +217,17 @@ class Submitter:
         that was neither logged nor forwarded ends as NoLeader, NoQuorum or Overloaded; any other as
         OutcomeUnknown.
         """
-        if not prepared:
-            return []
+        return await self.start(prepared, timeout_ms=timeout_ms, traceparent=traceparent)
+
+    def start(
+        self, prepared: Sequence[Prepared], *, timeout_ms: int, traceparent: str = ""
+    ) -> asyncio.Future[list[Outcome]]:
+        """The same without a task: for whoever has thousands under way and waits with a callback."""
         loop = asyncio.get_running_loop()
+        if not prepared:
+            empty: asyncio.Future[list[Outcome]] = loop.create_future()
+            empty.set_result([])
+            return empty
         self._next_frame += 1
         frame = _Frame(self._next_frame, prepared, loop.create_future(), traceparent)
         accepted = self._accept(frame)
@@ -230,7 +238,7 @@ class Submitter:
                 self._park(frame)  # behind those that came before it
             else:
                 self._route(frame, accepted)
-        return await frame.future
+        return frame.future
 
     def tell(self, *commands: Command) -> None:
         """Submit internal commands without waiting: what is lost is said again by whoever says it."""
