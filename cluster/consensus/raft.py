@@ -1,0 +1,722 @@
+"""Raft: PySyncObj's elections, commit rule and tick; everything that the audit found unsafe is replaced here.
+
+A subclass overrides the library's private methods by their mangled names (self.__x is _SyncObj__x).
+DESIGN.md in this room has the table: defect, effect, cure, test.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from cluster.consensus.journal import Journal, JournalRefused
+from cluster.consensus.library import (
+    FOLLOWER,
+    LEADER,
+    NO_OP,
+    REGULAR,
+    LibraryTransport,
+    Node,
+    SyncObj,
+    SyncObjConf,
+    check_attributes,
+    construct_with_journal,
+    monotonic,
+)
+from cluster.consensus.messages import (
+    Append,
+    AppendReply,
+    PreVote,
+    PreVoteReply,
+    Raft,
+    RequestVote,
+    StaleTerm,
+    TimeoutNow,
+    Vote,
+)
+from cluster.consensus.progress import Progress
+from cluster.consensus.reads import Answer, ReadRounds
+from cluster.topology import MemberRole, Timing
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES = 1 << 20
+APPLY_SECONDS = 0.02
+HELD_MAX = 10_000
+NEVER = float("-inf")
+
+
+class BrokenInvariant(BaseException):
+    """Raft's rules do not hold here: the process must stop. Not an Exception, so that nothing swallows it."""
+
+
+class ApplyFailed(BaseException):
+    """on_committed raised. Its entry is not applied again and no later one is: the process must stop."""
+
+
+class RaftSettings(Struct, frozen=True):
+    """trim_reserve: entries kept below what every replica has stored, for followers that lag a little."""
+
+    timing: Timing = Timing()
+    batch_bytes: int = BATCH_BYTES
+    trim_reserve: int = 10_000
+
+
+class Owner(Protocol):
+    """What raft needs from whoever runs it."""
+
+    def say(self, member: str, message: Raft) -> bool: ...
+
+    def deliver(self, index: int, payload: bytes) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+class CappedMatch(dict[Any, int]):
+    """Read by the library's commit loop: what this leader has not synced itself counts for nobody."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def __getitem__(self, node: Any) -> int:
+        return min(super().__getitem__(node), self._journal.durable_index)
+
+
+class NullPoller:
+    def subscribe(self, *_: object) -> None: ...
+
+    def unsubscribe(self, *_: object) -> None: ...
+
+    def poll(self, _timeout: float) -> None: ...
+
+
+class LibraryLink(LibraryTransport):  # type: ignore[misc]
+    """Turns the few messages that the library still sends itself into ours."""
+
+    def __init__(self, say: Callable[[str, Mapping[str, Any]], None]) -> None:
+        super().__init__(None, None, None)
+        self._say = say
+
+    def send(self, node: Any, message: Mapping[str, Any]) -> bool:
+        self._say(node.id, message)
+        return True
+
+
+class RaftCore(SyncObj):  # type: ignore[misc]
+    """One member. Not thread-safe; nothing blocks. Call `tick` after every event and every few milliseconds.
+
+    others: the role of every other member. applied_index: what the state machine has already.
+    """
+
+    # The library's own fields that are assigned here.
+    _SyncObj__raftCommitIndex: int
+    _SyncObj__raftLastApplied: int
+    _SyncObj__raftLeader: Any
+    _SyncObj__raftElectionDeadline: float
+
+    def __init__(
+        self,
+        member: str,
+        role: MemberRole,
+        others: Mapping[str, MemberRole],
+        *,
+        journal: Journal,
+        owner: Owner,
+        settings: RaftSettings,
+        applied_index: int,
+    ) -> None:
+        self.member = member
+        self.role = role
+        self.others = dict(others)
+        self.settings = settings
+        self.journal = journal
+        self.owner = owner
+        self.reads = ReadRounds()
+        self.counters: Counter[str] = Counter()
+        self.stored_index = 0
+        self.barred: str | None = None  # why this member may not lead, beside being a witness
+        self.transferring = False
+        self._nodes = {name: Node(name) for name in others}
+        self._progress: dict[str, Progress] = {}
+        self._sequence = 0
+        self._held: list[tuple[str, Raft]] = []
+        self._leader_seen = NEVER
+        self._followed: tuple[int, str] = (-1, "")
+        self._echo = 0
+        self._verified_index = 0
+        self._acked_index = 0
+        self._replied_at = NEVER
+        self._trim_index = 0
+        self._pre_vote_term = 0
+        self._pre_votes: set[str] = set()
+        self._pre_vote_again = NEVER
+        self._votes: set[tuple[int, str]] = set()
+        self._transfer_election = False
+        self._campaign_at_once = False
+        self._handed_over = NEVER
+        timing = settings.timing
+        patience = timing.witness_patience if role is MemberRole.witness else 1
+        conf = SyncObjConf(
+            autoTick=False,
+            dynamicMembershipChange=False,
+            appendEntriesUseBatch=True,
+            appendEntriesPeriod=timing.heartbeat_ms / 1000,
+            raftMinTimeout=timing.election_ms_min * patience / 1000,
+            raftMaxTimeout=timing.election_ms_max * patience / 1000,
+            # Check-quorum: the library's default is 30 s of stale leadership.
+            leaderFallbackTimeout=timing.election_ms_min / 1000,
+            connectionTimeout=timing.election_ms_max * patience / 1000,
+            journalFile=None,
+            fullDumpFile=None,
+        )
+        construct_with_journal(
+            journal,
+            lambda: super(RaftCore, self).__init__(
+                member, list(others), conf, nodeClass=Node, transport=LibraryLink(self._library_says)
+            ),
+        )
+        check_attributes(self)
+        self._poller = NullPoller()
+        self._SyncObj__raftMatchIndex = CappedMatch(journal)
+        self._SyncObj__needLoadDumpFile = False
+        self._start_from(applied_index)
+
+    def _start_from(self, applied_index: int) -> None:
+        if self.role is MemberRole.witness:
+            applied_index = self._SyncObj__raftCommitIndex
+        first, last = self.journal.first_index, self.journal.last_index
+        if applied_index > last:
+            raise JournalRefused(f"the store has applied {applied_index}, the journal ends at {last}")
+        if applied_index < first - 1:
+            raise JournalRefused(f"the store has applied {applied_index}, the journal starts at {first}")
+        self._SyncObj__raftLastApplied = max(applied_index, 1)
+        # What was applied was committed, even where the commit index on disk is older.
+        self._SyncObj__raftCommitIndex = max(self._SyncObj__raftCommitIndex, self._SyncObj__raftLastApplied)
+        self.journal.setRaftCommitIndex(self._SyncObj__raftCommitIndex)
+
+    # -- what is so ------------------------------------------------------------------------------
+
+    @property
+    def is_leader(self) -> bool:
+        return bool(self._SyncObj__raftState == LEADER)
+
+    @property
+    def is_follower(self) -> bool:
+        return bool(self._SyncObj__raftState == FOLLOWER)
+
+    @property
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def commit_index(self) -> int:
+        return int(self._SyncObj__raftCommitIndex)
+
+    @property
+    def applied_index(self) -> int:
+        return int(self._SyncObj__raftLastApplied)
+
+    @property
+    def quorum(self) -> int:
+        return (len(self.others) + 1) // 2 + 1
+
+    @property
+    def caretaker(self) -> bool:
+        """May lead only to bring a full replica up to date and hand over."""
+        return self.role is MemberRole.witness or self.barred is not None
+
+    @property
+    def leader(self) -> str | None:
+        """Who leads, as far as this member heard within the longest election timeout."""
+        if self.is_leader:
+            return self.member
+        node = self._SyncObj__raftLeader
+        if node is None or node.id == self.member:
+            return None
+        fresh = monotonic() - self._leader_seen < self.settings.timing.election_ms_max / 1000
+        return str(node.id) if fresh else None
+
+    @property
+    def connected(self) -> set[str]:
+        return {node.id for node in self._SyncObj__connectedNodes}
+
+    @property
+    def has_quorum(self) -> bool:
+        """A leader: a majority answered within one election timeout. Others: a fresh leader is known."""
+        return self._leader_alive() if self.is_leader else self.leader is not None
+
+    def progress(self, member: str) -> Progress | None:
+        """What this leader knows of a follower; None when this member does not lead."""
+        return self._progress.get(member) if self.is_leader else None
+
+    # -- what the owner does ---------------------------------------------------------------------
+
+    def append(self, payload: bytes) -> int:
+        """Put one entry in this leader's log and return its index. The caller has checked that it leads."""
+        index = self.journal.last_index + 1
+        self.journal.add(REGULAR + payload, index, self.term)
+        return index
+
+    def read(self, answer: Answer) -> None:
+        """answer(index) once a majority confirmed that this member leads; answer(None): it does not."""
+        if not self.is_leader or self.caretaker:
+            answer(None)
+            return
+        self.reads.add(answer)
+        self.owner.wake()
+
+    def peer_connected(self, member: str) -> None:
+        self._SyncObj__onNodeConnected(self._nodes[member])
+        if member in self._progress:
+            self._progress[member].link_lost()
+
+    def peer_disconnected(self, member: str) -> None:
+        self._SyncObj__onNodeDisconnected(self._nodes[member])
+        if member in self._progress:
+            self._progress[member].link_lost()
+
+    def received(self, member: str, message: Raft) -> None:
+        """Take in one message. Refused and counted: from a stranger, or of a kind that is not raft's."""
+        if member not in self._nodes:
+            self.counters["refused_stranger"] += 1
+            return
+        match message:
+            case Append():
+                self._on_append(member, message)
+            case AppendReply():
+                self._on_append_reply(member, message)
+            case StaleTerm(term):
+                self._adopt(term)
+            case PreVote():
+                self._on_pre_vote(member, message)
+            case PreVoteReply():
+                self._on_pre_vote_reply(member, message)
+            case RequestVote():
+                self._on_request_vote(member, message)
+            case Vote(term):
+                self._on_vote(member, term)
+            case TimeoutNow(term):
+                self._library_hears(member, {"type": "timeout_now", "term": term})
+            case _:
+                self.counters["refused_kind"] += 1
+
+    def tick(self) -> None:
+        """One step: timers, commit, apply, replicate, answer reads, hand changes to the disk."""
+        was_leader = self.is_leader
+        self.doTick(0)
+        self._transfer_election = False
+        if self.is_leader:
+            if self.commit_index >= self._SyncObj__noopIDx and self.reads.wants_round:
+                self.reads.begin(self._sequence + 1, self._last_payload_index(self.commit_index))
+                self._replicate(speak=True)
+            else:
+                self._replicate(speak=False)
+            self._confirm_reads()
+            self._trim()
+            if self.caretaker:
+                self._hand_over_when_ready()
+        elif was_leader or len(self.reads):
+            self.reads.fail()
+        self.journal.flush()
+
+    def synced(self) -> None:
+        """The journal became durable up to a newer point: what waited for that may leave now."""
+        if not self.journal.vote_pending:
+            held, self._held = self._held, []
+            for member, message in held:
+                self.owner.say(member, message)
+        if not self.is_leader and min(self._verified_index, self.journal.durable_index) > self._acked_index:
+            self._reply()
+
+    def transfer_to(self, member: str) -> None:
+        """Ask `member` to campaign at once. The library refuses unless it has every entry of ours."""
+        self.transferLeadership(self._nodes[member])
+
+    def step_down(self) -> None:
+        """Stop leading; the term stays. Used when this member may no longer lead and nobody can take over."""
+        self._SyncObj__setState(FOLLOWER)
+        self._SyncObj__raftLeader = None
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def _send(self, member: str, message: Raft) -> bool:
+        # A term or vote must be on disk before any message that depends on it leaves. Later messages
+        # wait behind it, so order is kept and the loop never waits for the disk.
+        if self.journal.vote_pending:
+            if len(self._held) < HELD_MAX:
+                self._held.append((member, message))
+            return True
+        return self.owner.say(member, message)
+
+    def _library_says(self, member: str, message: Mapping[str, Any]) -> None:
+        match message["type"]:
+            case "request_vote":
+                self._send(
+                    member,
+                    RequestVote(
+                        message["term"], message["last_log_index"], message["last_log_term"], self._transfer_election
+                    ),
+                )
+            case "response_vote":
+                self._send(member, Vote(message["term"]))
+            case "timeout_now":
+                self._send(member, TimeoutNow(message["term"]))
+            case other:
+                raise BrokenInvariant(f"the library sends {other!r}, which was replaced")
+
+    def _library_hears(self, member: str, message: dict[str, Any]) -> None:
+        super()._SyncObj__onMessageReceived(self._nodes[member], message)
+
+    def _SyncObj__onMessageReceived(self, node: Any, message: Any) -> None:
+        raise BrokenInvariant("messages come in through received()")
+
+    # -- the leader's side -----------------------------------------------------------------------
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        self._progress = {name: Progress(self.journal.last_index + 1) for name in self.others}
+        self._campaign_at_once = False
+        self._handed_over = NEVER
+        super()._SyncObj__onBecomeLeader()
+        log.info("%s leads term %d from index %d", self.member, self.term, self.journal.last_index)
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        # The library calls this when its heartbeat is due and when leadership begins.
+        self._SyncObj__newAppendEntriesTime = monotonic() + self.settings.timing.heartbeat_ms / 1000
+        if len(self.reads) and self.commit_index >= self._SyncObj__noopIDx:
+            self.reads.begin(self._sequence + 1, self._last_payload_index(self.commit_index))
+        self._replicate(speak=True)
+
+    def _replicate(self, *, speak: bool) -> None:
+        """Send each connected follower what it lacks. speak: at least one message to each, come what may."""
+        commit_index = self.commit_index
+        for node in self._SyncObj__connectedNodes:
+            progress = self._progress[node.id]
+            silent = True
+            if progress.probing:
+                if speak or not progress.probe_sent:
+                    self._append_to(node.id, progress, empty=progress.probe_sent)
+                continue
+            while progress.next_index <= self.journal.last_index and progress.may_send():
+                silent = False
+                if not self._append_to(node.id, progress, empty=False):
+                    break
+            # Followers answer their own clients from what they applied: tell them of commits at once.
+            if silent and (speak or commit_index > progress.commit_sent):
+                self._append_to(node.id, progress, empty=True)
+
+    def _append_to(self, member: str, progress: Progress, *, empty: bool) -> bool:
+        journal = self.journal
+        if progress.next_index <= journal.first_index:
+            # Trimming never goes beyond what every member has, so this is a member that lost its disk.
+            if not progress.stranded:
+                progress.stranded = True
+                log.critical(
+                    "%s needs entry %d, the log starts at %d: it lost entries that it had acknowledged",
+                    member,
+                    progress.next_index,
+                    journal.first_index,
+                )
+            progress.next_index = journal.first_index + 1
+        previous = progress.next_index - 1
+        entries = [] if empty else journal.batch(progress.next_index, bytes_max=self.settings.batch_bytes)
+        self._sequence += 1
+        message = Append(
+            self.term,
+            self._sequence,
+            previous,
+            journal.term_at(previous),
+            self.commit_index,
+            self._trim_index,
+            [(entry[2], entry[0]) for entry in entries],
+        )
+        if not self._send(member, message):
+            return False
+        progress.sent(previous + len(entries), sum(len(entry[0]) for entry in entries), self.commit_index)
+        return True
+
+    def _on_append_reply(self, member: str, reply: AppendReply) -> None:
+        if reply.term > self.term:
+            self._adopt(reply.term)
+            return
+        if not self.is_leader or reply.term != self.term:
+            self.counters["stale_reply"] += 1
+            return
+        if reply.matched_index > self.journal.last_index or reply.sequence > self._sequence:
+            self.counters["impossible_reply"] += 1
+            log.critical(
+                "%s claims entry %d; this log ends at %d", member, reply.matched_index, self.journal.last_index
+            )
+            return
+        node, progress = self._nodes[member], self._progress[member]
+        self._SyncObj__lastResponseTime[node] = monotonic()
+        progress.acked_sequence = max(progress.acked_sequence, reply.sequence)
+        progress.stored_index = max(progress.stored_index, reply.stored_index)
+        if reply.retry_index:
+            progress.refused(reply.retry_index, reply.sequence, self._sequence)
+        else:
+            progress.accepted(reply.matched_index)
+            self._SyncObj__raftMatchIndex[node] = progress.matched_index
+        self._SyncObj__raftNextIndex[node] = progress.next_index
+
+    def _confirm_reads(self) -> None:
+        if len(self.reads):
+            self.reads.acked((p.acked_sequence for p in self._progress.values()), self.quorum - 1)
+
+    def _last_payload_index(self, index: int) -> int:
+        """The newest entry of ours up to `index`: no-ops never reach the state machine's applied index."""
+        while index > self.journal.first_index and self.journal.entry(index)[0][:1] == NO_OP:
+            index -= 1
+        return index if index > 1 else 0
+
+    def _trim(self) -> None:
+        """Every full replica has the state up to the least stored index; a witness must have the entries."""
+        least = self.stored_index if self.role is MemberRole.replica else self.commit_index
+        for name, progress in self._progress.items():
+            held = progress.stored_index if self.others[name] is MemberRole.replica else progress.matched_index
+            least = min(least, held)
+        self._trim_index = max(self._trim_index, least - self.settings.trim_reserve)
+        if self._trim_index > self.journal.first_index:
+            self.journal.trim_to(self._trim_index)
+
+    def _hand_over_when_ready(self) -> None:
+        if self.commit_index < self._SyncObj__noopIDx:
+            return
+        now = monotonic()
+        if now - self._handed_over < self.settings.timing.election_ms_min / 1000:
+            return
+        target = self.best_successor()
+        if target is not None and self._progress[target].matched_index == self.journal.last_index:
+            self._handed_over = now
+            log.info("%s hands leadership to %s", self.member, target)
+            self.transfer_to(target)
+
+    def best_successor(self) -> str | None:
+        """The connected full replica that is furthest."""
+        found = [
+            (progress.matched_index, name)
+            for name, progress in self._progress.items()
+            if self.others[name] is MemberRole.replica and self._nodes[name] in self._SyncObj__connectedNodes
+        ]
+        return max(found)[1] if found else None
+
+    # -- the follower's side ---------------------------------------------------------------------
+
+    def _on_append(self, member: str, message: Append) -> None:
+        if message.term < self.term:
+            self._send(member, StaleTerm(self.term))
+            return
+        if message.term == self.term and self.is_leader:
+            raise BrokenInvariant(f"{member} and {self.member} both lead term {self.term}")
+        now = monotonic()
+        self._leader_seen = now
+        self._campaign_at_once = False
+        if self._followed != (message.term, member):
+            self._followed = (message.term, member)
+            self._echo = self._verified_index = self._acked_index = 0
+        self._echo = max(self._echo, message.sequence)
+        head = {"type": "append_entries", "term": message.term}
+        journal = self.journal
+        previous, previous_term, entries = message.previous_index, message.previous_term, message.entries
+        verified = previous + len(entries)
+        if previous < journal.first_index:
+            # Trimmed here, so committed, so the same everywhere.
+            if verified < journal.first_index:
+                self._verified_index = max(self._verified_index, journal.first_index)
+                self._library_hears(member, head | {"commit_index": min(message.commit_index, self.commit_index)})
+                self._reply()
+                return
+            entries = entries[journal.first_index - previous :]
+            previous, previous_term = journal.first_index, journal.term_at(journal.first_index)
+        if previous > journal.last_index or journal.term_at(previous) != previous_term:
+            # Unverified log: it may not move the commit index (audit F1).
+            self._library_hears(member, head | {"commit_index": min(message.commit_index, self.commit_index)})
+            self._reply(retry_index=self._retry_index(previous), sequence=message.sequence)
+            return
+        same = 0
+        while (
+            same < len(entries)
+            and previous + same < journal.last_index
+            and journal.term_at(previous + same + 1) == entries[same][0]
+        ):
+            same += 1
+        self._verified_index = max(self._verified_index, verified)
+        # The cure of the truncation and the cap of the commit index belong together: the library's commit
+        # rule takes the last index of the log, which is right only because it truncates too much.
+        head["commit_index"] = min(message.commit_index, verified)
+        if same < len(entries):
+            previous += same
+            head["prevLogIdx"], head["prevLogTerm"] = previous, journal.term_at(previous)
+            head["entries"] = [(command, previous + 1 + i, term) for i, (term, command) in enumerate(entries[same:])]
+        self._library_hears(member, head)
+        self._trim_as_told(message.trim_index)
+        # With new entries the answer comes after the sync; but a slow disk must not look like a dead member.
+        if same == len(entries) or now - self._replied_at > self.settings.timing.heartbeat_ms / 1000:
+            self._reply()
+
+    def _retry_index(self, previous: int) -> int:
+        """Where the leader should try next: the whole conflicting term at once, not one index per round trip."""
+        journal = self.journal
+        if previous > journal.last_index:
+            return journal.last_index + 1
+        conflicting = journal.term_at(previous)
+        floor = max(journal.first_index, self.commit_index) + 1
+        index = previous
+        while index > floor and journal.term_at(index - 1) == conflicting:
+            index -= 1
+        return max(index, floor)
+
+    def _SyncObj__sendNextNodeIdx(
+        self, node: Any, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
+    ) -> None:
+        # The library acknowledges here, before anything is on disk. Ours leave from _reply, after the sync.
+        if reset or not success:
+            raise BrokenInvariant("the library refuses entries that were verified before")
+
+    def _reply(self, *, retry_index: int = 0, sequence: int | None = None) -> None:
+        matched = min(self._verified_index, self.journal.durable_index)
+        self._acked_index = max(self._acked_index, matched)
+        self._replied_at = monotonic()
+        term, leader = self._followed
+        if term == self.term:
+            echo = self._echo if sequence is None else sequence
+            self._send(leader, AppendReply(term, echo, matched, retry_index, self.stored_index))
+
+    def _SyncObj__deleteEntriesFrom(self, fromIDx: int) -> None:
+        if fromIDx <= self.commit_index:
+            raise BrokenInvariant(f"asked to drop committed entry {fromIDx}; committed up to {self.commit_index}")
+        self.counters["truncations"] += 1
+        super()._SyncObj__deleteEntriesFrom(fromIDx)
+
+    def _trim_as_told(self, trim_index: int) -> None:
+        self._trim_index = max(self._trim_index, trim_index)
+        bound = self._trim_index if self.role is MemberRole.witness else min(self._trim_index, self.stored_index)
+        if bound > self.journal.first_index:
+            self.journal.trim_to(bound)
+
+    # -- elections -------------------------------------------------------------------------------
+
+    def _adopt(self, term: int) -> None:
+        if term > self.term:
+            self._SyncObj__setCurrentTerm(term, None)
+            self.step_down()
+
+    def _leader_alive(self) -> bool:
+        oldest = monotonic() - self.settings.timing.election_ms_min / 1000
+        if self.is_leader:
+            answered = sum(self._SyncObj__lastResponseTime[node] > oldest for node in self._nodes.values())
+            return bool(answered + 1 >= self.quorum)
+        return bool(self._leader_seen > oldest)
+
+    def _newer_than(self, last_index: int, last_term: int) -> bool:
+        """This log is newer than the one that ends so."""
+        mine = self.journal[-1]
+        return bool((mine[2], mine[1]) > (last_term, last_index))
+
+    def _SyncObj__connectedToAnyone(self) -> bool:
+        """The library asks this only when the election timer has run out: the gate before every election."""
+        if self._SyncObj__transferInProgress:
+            self._transfer_election = True
+            return True
+        if self.barred is not None and not self._campaign_at_once:
+            return False
+        term = self.term + 1
+        if self._pre_vote_term == term and len(self._pre_votes) + 1 >= self.quorum:
+            self._pre_vote_term = 0
+            return True
+        now = monotonic()
+        if now >= self._pre_vote_again:
+            self._pre_vote_again = now + self.settings.timing.heartbeat_ms / 1000
+            self._pre_vote_term, self._pre_votes = term, set()
+            self.counters["pre_votes"] += 1
+            for member in self.others:
+                self._send(member, PreVote(term, self.journal.last_index, self.journal[-1][2]))
+        return False
+
+    def _on_pre_vote(self, member: str, message: PreVote) -> None:
+        newer = self._newer_than(message.last_index, message.last_term)
+        alive = self._leader_alive()
+        granted = not alive and not newer and message.term > self.term
+        self._send(member, PreVoteReply(message.term, granted, self.term))
+        if newer and not alive and not self.is_leader:
+            # Nobody can win before this member has led: a witness need not wait out its longer timeout.
+            self._campaign_at_once = True
+            self._SyncObj__raftElectionDeadline = 0
+            self._pre_vote_again = NEVER
+            self.owner.wake()
+
+    def _on_pre_vote_reply(self, member: str, message: PreVoteReply) -> None:
+        if message.granted and message.term == self._pre_vote_term:
+            self._pre_votes.add(member)
+        elif message.current_term > self.term:
+            self._adopt(message.current_term)
+
+    def _on_request_vote(self, member: str, message: RequestVote) -> None:
+        if message.term > self.term and self._leader_alive() and not message.transfer:
+            self.counters["refused_disruption"] += 1
+            return
+        self._library_hears(
+            member,
+            {
+                "type": "request_vote",
+                "term": message.term,
+                "last_log_index": message.last_index,
+                "last_log_term": message.last_term,
+            },
+        )
+
+    def _on_vote(self, member: str, term: int) -> None:
+        # The library counts messages; a repeated one must not make a majority.
+        if term == self.term and (term, member) not in self._votes:
+            self._votes = {vote for vote in self._votes if vote[0] == term} | {(term, member)}
+            self._library_hears(member, {"type": "response_vote", "term": term})
+
+    # -- apply -----------------------------------------------------------------------------------
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """Deliver what is committed and synced here, each entry once; a long backlog in slices."""
+        last = min(self.commit_index, self.journal.durable_index)
+        if self.role is MemberRole.witness:
+            self._SyncObj__raftLastApplied = max(self.applied_index, last)
+            return False
+        until = monotonic() + APPLY_SECONDS
+        while self.applied_index < last:
+            for command, index, _term in self.journal.batch(self.applied_index + 1, bytes_max=1 << 20, count_max=256):
+                if index > last:
+                    break
+                if index != self.applied_index + 1:
+                    raise BrokenInvariant(f"entry {index} follows {self.applied_index}")
+                # First the index, then the callback: whatever happens in it, no entry comes twice (audit F4).
+                self._SyncObj__raftLastApplied = index
+                kind = command[:1]
+                if kind == REGULAR:
+                    try:
+                        self.owner.deliver(index, command[1:])
+                    except BaseException as error:
+                        raise ApplyFailed(f"on_committed failed at index {index}: {error!r}") from error
+                elif kind != NO_OP:
+                    raise BrokenInvariant(f"entry {index} is of unknown kind {kind!r}")
+            if monotonic() > until:
+                self.owner.wake()
+                break
+        return False
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> None:
+        raise BrokenInvariant("the library would unpickle a command")
+
+    def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
+        """Membership is static, and nothing is unpickled."""
+
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
+        raise BrokenInvariant("the library's snapshots are off")
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """The library's own compaction is off."""
+
+    def _checkCommandsToApply(self) -> None:
+        """The library's command queue is not used: see append."""
+
+    def _applyCommand(self, command: bytes, callback: Any, commandType: Any = None) -> None:
+        raise BrokenInvariant("commands come in through append()")

@@ -1,0 +1,227 @@
+"""The log on disk: LMDB, one synced transaction per group, a checksum per record, one owner per folder."""
+
+import asyncio
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from zlib import crc32
+
+import lmdb
+import msgspec
+from msgspec import Struct
+
+from cluster.consensus.journal import Change, Committed, CutFrom, Entry, JournalRefused, Loaded, Put, TrimTo, Vote
+
+FORMAT_VERSION = 1
+LOCK_FILE = "owner.lock"
+
+_key = struct.Struct(">Q")
+_head = struct.Struct(">QI")  # term, crc32 over key, term and command
+
+
+class Identity(Struct, frozen=True, forbid_unknown_fields=True):
+    format_version: int
+    cluster_id: str
+    member: str
+
+
+class LmdbStorage:
+    """map_bytes: address space to reserve; disk is used only as the log grows.
+
+    Raises JournalRefused when the folder belongs to another member or cluster, is held by another process,
+    or when any record's checksum is wrong.
+    """
+
+    def __init__(self, folder: Path, *, cluster_id: str, member: str, map_bytes: int = 64 << 30) -> None:
+        created = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._lock = _hold(folder / LOCK_FILE)
+        try:
+            # sync and metasync: a commit returns only when data and meta page are on disk.
+            self._env = lmdb.open(str(folder), map_size=map_bytes, max_dbs=2, sync=True, metasync=True, readahead=False)
+            self._log = self._env.open_db(b"log")
+            self._meta = self._env.open_db(b"meta")
+            self._identify(Identity(FORMAT_VERSION, cluster_id, member))
+        except lmdb.Error as error:
+            os.close(self._lock)
+            raise JournalRefused(f"{folder}: {error}") from error
+        except JournalRefused:
+            self._env.close()
+            os.close(self._lock)
+            raise
+        self._used_bytes = self._measure()
+        if created:
+            _sync_folder(folder)
+            _sync_folder(folder.parent)
+
+    def _identify(self, mine: Identity) -> None:
+        with self._env.begin() as transaction:
+            raw = transaction.get(b"identity", db=self._meta)
+        if raw is None:
+            with self._env.begin(write=True) as transaction:
+                transaction.put(b"identity", _sealed(msgspec.msgpack.encode(mine)), db=self._meta)
+            return
+        try:
+            found = msgspec.msgpack.decode(_opened(raw, "identity"), type=Identity)
+        except msgspec.DecodeError as error:
+            raise JournalRefused(f"{self._folder}: identity is damaged: {error}") from error
+        for field in Identity.__struct_fields__:
+            theirs, ours = getattr(found, field), getattr(mine, field)
+            if theirs != ours:
+                raise JournalRefused(f"{self._folder}: its {field} is {theirs!r}, this member's is {ours!r}")
+
+    def load(self, *, tail_bytes_max: int) -> Loaded:
+        """Check every record. Raises JournalRefused at the first that is damaged or missing, with its index."""
+        tail: list[Entry] = []
+        tail_bytes = dropped = 0
+        first = last = 0
+        with self._env.begin(buffers=True) as transaction:
+            for key, value in transaction.cursor(self._log):
+                entry = self._checked(bytes(key), value)
+                if last and entry[1] != last + 1:
+                    raise JournalRefused(f"{self._folder}: entry {last + 1} is missing; {entry[1]} follows {last}")
+                first, last = first or entry[1], entry[1]
+                tail.append(entry)
+                tail_bytes += len(entry[0])
+                while tail_bytes > tail_bytes_max and dropped < len(tail) - 1:
+                    tail_bytes -= len(tail[dropped][0])
+                    dropped += 1
+                if dropped > 4096:
+                    del tail[:dropped]
+                    dropped = 0
+            del tail[:dropped]
+            vote, commit_index = Vote(0, None), 0
+            raw = transaction.get(b"vote", db=self._meta)
+            if raw is not None:
+                vote = msgspec.msgpack.decode(_opened(bytes(raw), "vote"), type=Vote)
+            raw = transaction.get(b"commit", db=self._meta)
+            if raw is not None:
+                commit_index = msgspec.msgpack.decode(_opened(bytes(raw), "commit"), type=int)
+        return Loaded(first, last, tail, vote, commit_index)
+
+    def read(self, first_index: int, count: int) -> list[Entry]:
+        found: list[Entry] = []
+        with self._env.begin(buffers=True) as transaction:
+            cursor = transaction.cursor(self._log)
+            if cursor.set_key(_key.pack(first_index)):
+                for key, value in cursor:
+                    found.append(self._checked(bytes(key), value))
+                    if len(found) >= count:
+                        break
+        return found
+
+    def _checked(self, key: bytes, value: memoryview) -> Entry:
+        index = int(_key.unpack(key)[0])
+        try:
+            term, sum_ = _head.unpack_from(value)
+        except struct.error as error:
+            raise JournalRefused(f"{self._folder}: entry {index} is cut short") from error
+        command = bytes(value[_head.size :])
+        if _sum(key, term, command) != sum_:
+            raise JournalRefused(f"{self._folder}: entry {index} (term {term}) is damaged: its checksum is wrong")
+        return command, index, term
+
+    def write(self, changes: Sequence[Change]) -> None:
+        with self._env.begin(write=True, db=self._log) as transaction:
+            for change in changes:
+                match change:
+                    case Put(index, term, command):
+                        key = _key.pack(index)
+                        transaction.put(key, _head.pack(term, _sum(key, term, command)) + command)
+                    case CutFrom(index):
+                        _delete_from(transaction.cursor(), _key.pack(index))
+                    case TrimTo(index):
+                        _delete_below(transaction.cursor(), _key.pack(index))
+                    case Vote():
+                        transaction.put(b"vote", _sealed(msgspec.msgpack.encode(change)), db=self._meta)
+                    case Committed(index):
+                        transaction.put(b"commit", _sealed(msgspec.msgpack.encode(index)), db=self._meta)
+        self._used_bytes = self._measure()
+
+    def used_bytes(self) -> int:
+        """Live pages, not the file's length: freed pages are used again."""
+        return self._used_bytes
+
+    def _measure(self) -> int:
+        with self._env.begin() as transaction:
+            stat = transaction.stat(self._log)
+        pages = int(stat["branch_pages"]) + int(stat["leaf_pages"]) + int(stat["overflow_pages"])
+        return pages * int(stat["psize"])
+
+    def close(self) -> None:
+        self._env.close()
+        os.close(self._lock)
+
+
+class ThreadCommitter:
+    """One worker thread: groups are written in order, and the loop goes on meanwhile."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._closed = threading.Event()
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        def both() -> None:
+            error: BaseException | None = None
+            try:
+                work()
+            except BaseException as caught:
+                error = caught
+            if not self._closed.is_set():
+                self._loop.call_soon_threadsafe(done, error)
+
+        self._pool.submit(both)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._pool.shutdown(wait=True)
+
+
+def _hold(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise JournalRefused(f"{path.parent} is in use by another process") from error
+    return descriptor
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sum(key: bytes, term: int, command: bytes) -> int:
+    return crc32(command, crc32(key + _key.pack(term)))
+
+
+def _sealed(raw: bytes) -> bytes:
+    return crc32(raw).to_bytes(4, "big") + raw
+
+
+def _opened(sealed: bytes, what: str) -> bytes:
+    if crc32(sealed[4:]).to_bytes(4, "big") != sealed[:4]:
+        raise JournalRefused(f"{what} is damaged: its checksum is wrong")
+    return sealed[4:]
+
+
+def _delete_from(cursor: lmdb.Cursor, key: bytes) -> None:
+    if cursor.set_range(key):
+        while cursor.delete():
+            pass
+
+
+def _delete_below(cursor: lmdb.Cursor, key: bytes) -> None:
+    if cursor.first():
+        while (found := bytes(cursor.key())) and found < key and cursor.delete():
+            pass
