@@ -4,6 +4,7 @@ It keeps the contract of cluster.wire that a client leans on: a key is executed 
 gets the first answer, with another body it is refused.
 """
 
+import random
 import socket
 from collections import deque
 from contextlib import suppress
@@ -18,18 +19,12 @@ TOKEN = "let-me-in"  # noqa: S105
 
 
 def free_port() -> int:
-    """A port of loopback that was free a moment ago."""
-    for port in range(21_000, 32_000, 7):
+    """A port of loopback that was free a moment ago, drawn at random: other test runs draw too."""
+    while True:
+        port = random.randint(20_000, 32_700)
         with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
-            if port not in _taken:
-                _taken.add(port)
-                return port
-    raise RuntimeError("no free port")
-
-
-_taken: set[int] = set()
+            return port
 
 
 class Ledger:

@@ -1,0 +1,304 @@
+"""Runs the members of a cluster's folder as processes of this machine: start, wait, stop, kill.
+
+A member outlives the launcher; its pid file says which process it is. A pid alone is not proof, as the system
+gives it out again: the file also holds when the process started, and only a process of that start is signalled.
+"""
+
+import contextlib
+import ctypes
+import http.client
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from cluster.folder import ClusterFolder
+from cluster.topology import Member
+
+READY_TIMEOUT_MS = 30_000
+STOP_TIMEOUT_MS = 15_000
+"""How long a member has to drain after SIGTERM before it is killed."""
+POLL_MS = 50
+LOG_LINES = 12
+PR_SET_PDEATHSIG = 1
+MEMBER_PROGRAM = (sys.executable, "-P", "-m", "node")
+"""-P: a folder named `node` where the user stands is not ours."""
+
+
+class LaunchError(Exception):
+    """A member could not be started or did not get ready. The message says which, why and what to do."""
+
+
+class PortInUse(LaunchError):
+    """Someone else listens where the member would. Nothing was started."""
+
+
+class DiedAtStart(LaunchError):
+    """The process ended before it was ready; the message ends with the last lines of its log."""
+
+
+class NotReady(LaunchError):
+    """The time was over first. The members that were started still run."""
+
+
+class Process(Struct, frozen=True):
+    """A process, proof against the reuse of pids. started: clock ticks after boot; boot: which boot."""
+
+    pid: int
+    started: int
+    boot: str
+
+
+class Launcher:
+    """Starts and ends members of one cluster folder. Not for use from two threads."""
+
+    def __init__(self, folder: ClusterFolder, *, program: Sequence[str] = MEMBER_PROGRAM) -> None:
+        """program: what is run, with the member's file as its last argument. Raises FolderError: no cluster there."""
+        self.folder = folder
+        self.program = program
+        self.members: dict[str, Member] = {member.name: member for member in folder.topology().members}
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._log_from: dict[str, int] = {}
+
+    def running(self, name: str) -> int | None:
+        """The pid of a member that runs, whoever started it, or None."""
+        self._reap(name)
+        process = self._read_pid(name)
+        return process.pid if process is not None and _runs(process) else None
+
+    def start(self, name: str, *, die_with_us: bool = False, environment: Mapping[str, str] | None = None) -> int:
+        """Start one member and return its pid, not waiting until it is ready. One that runs already is left alone.
+
+        die_with_us: it is killed when the thread that called this ends, however it ends.
+        environment: variables added to ours.
+
+        Raises PortInUse; nothing was started.
+        """
+        pid = self.running(name)
+        if pid is not None:
+            return pid
+        self._check_ports(self.members[name])
+        log_path = self.folder.log(name)
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.pid(name).parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
+            self._log_from[name] = log.tell()
+            child = subprocess.Popen(
+                [*self.program, str(self.folder.config(name).resolve())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                # Of its own session, so that Ctrl-C at our terminal is not for it.
+                start_new_session=True,
+                # Between fork and exec it calls prctl alone, which takes no lock that a thread could hold.
+                preexec_fn=_death_wish(os.getpid()) if die_with_us else None,  # noqa: PLW1509
+            )
+        self._children[name] = child
+        process = _process(child.pid)
+        if process is not None:
+            self._write_pid(name, process)
+        return child.pid
+
+    def wait_ready(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        timeout_ms: int = READY_TIMEOUT_MS,
+        on_ready: Callable[[str, int], None] | None = None,
+    ) -> None:
+        """Wait until each member says that it is ready. on_ready(name, milliseconds waited) is called for each.
+
+        Raises DiedAtStart or NotReady.
+        """
+        began = time.monotonic()
+        waiting = list(self.members if names is None else names)
+        while True:
+            for name in list(waiting):
+                if self.running(name) is None:
+                    raise DiedAtStart(self._death_notice(name))
+                if self.is_ready(name):
+                    waiting.remove(name)
+                    if on_ready is not None:
+                        on_ready(name, int((time.monotonic() - began) * 1000))
+            if not waiting:
+                return
+            if (time.monotonic() - began) * 1000 >= timeout_ms:
+                logs = ", ".join(str(self.folder.log(name)) for name in waiting)
+                raise NotReady(f"{', '.join(waiting)} not ready after {timeout_ms / 1000:g} s; see {logs}")
+            time.sleep(POLL_MS / 1000)
+
+    def is_ready(self, name: str) -> bool:
+        """Whether the member answers /readyz with 200 now."""
+        member = self.members[name]
+        connection: http.client.HTTPConnection
+        if self.scheme(name) == "https":
+            connection = http.client.HTTPSConnection(
+                member.api_host, member.api_port, timeout=1.0, context=_any_certificate()
+            )
+        else:
+            connection = http.client.HTTPConnection(member.api_host, member.api_port, timeout=1.0)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def scheme(self, name: str) -> str:
+        """http, or https where the member's file has [api_tls]."""
+        try:
+            return "https" if "api_tls" in tomllib.loads(self.folder.config(name).read_text("utf-8")) else "http"
+        except (OSError, tomllib.TOMLDecodeError):
+            return "http"
+
+    def stop(self, names: Iterable[str] | None = None, *, timeout_ms: int = STOP_TIMEOUT_MS) -> dict[str, str]:
+        """End members by SIGTERM, all at once, and those that still run at the timeout by SIGKILL.
+
+        Returns how each ended: `stopped`, `killed` or `not running`.
+        """
+        wanted = list(self.members if names is None else names)
+        ended: dict[str, str] = {}
+        for name in wanted:
+            ended[name] = "stopped" if self.signal(name, signal.SIGTERM) else "not running"
+        deadline = time.monotonic() + timeout_ms / 1000
+        while any(self.running(name) for name in wanted) and time.monotonic() < deadline:
+            time.sleep(POLL_MS / 1000)
+        for name in wanted:
+            if self.running(name) is not None:
+                self.kill(name)
+                ended[name] = "killed"
+            self.folder.pid(name).unlink(missing_ok=True)
+        return ended
+
+    def kill(self, name: str) -> bool:
+        """End a member by SIGKILL, at once, and wait until it is gone. False: it did not run."""
+        if not self.signal(name, signal.SIGKILL):
+            return False
+        while self.running(name) is not None:
+            time.sleep(0.005)
+        self.folder.pid(name).unlink(missing_ok=True)
+        return True
+
+    def signal(self, name: str, number: signal.Signals) -> bool:
+        """Send a signal to a member. False: it does not run. Never reaches another process."""
+        self._reap(name)
+        process = self._read_pid(name)
+        if process is None:
+            return False
+        try:
+            # The descriptor pins the process; only then is it safe to compare and to signal.
+            descriptor = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            if not _runs(process):
+                return False
+            signal.pidfd_send_signal(descriptor, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def log_tail(self, name: str, *, lines: int = LOG_LINES) -> list[str]:
+        """The last lines that the member wrote since this launcher started it (of the whole log, if it did not)."""
+        try:
+            with self.folder.log(name).open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_from.get(name, 0), end - 65_536))
+                return log.read().decode("utf-8", "replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
+    def _death_notice(self, name: str) -> str:
+        child = self._children.get(name)
+        code = f" (exit code {child.returncode})" if child is not None and child.returncode is not None else ""
+        tail = "\n".join(f"  {line}" for line in self.log_tail(name)) or "  (it wrote nothing)"
+        return f"{name} ended before it was ready{code}; the end of {self.folder.log(name)}:\n{tail}"
+
+    def _check_ports(self, member: Member) -> None:
+        for what, host, port in (
+            ("peer_port", member.peer_host, member.peer_port),
+            ("api_port", member.api_host, member.api_port),
+        ):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise PortInUse(
+                        f"{member.name} can't listen on {host}:{port} ({error.strerror}). Another cluster may be up; "
+                        f"stop it, or change {what} of {member.name} in {self.folder.topology_path}"
+                    ) from error
+
+    def _reap(self, name: str) -> None:
+        child = self._children.get(name)
+        if child is not None:
+            child.poll()
+
+    def _read_pid(self, name: str) -> Process | None:
+        try:
+            return msgspec.json.decode(self.folder.pid(name).read_bytes(), type=Process)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def _write_pid(self, name: str, process: Process) -> None:
+        path = self.folder.pid(name)
+        fresh = path.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(process))
+        fresh.replace(path)
+
+
+def _runs(process: Process) -> bool:
+    return _process(process.pid) == process
+
+
+def _process(pid: int) -> Process | None:
+    """The process that has this pid now; None when there is none, or only what is left of it (a zombie)."""
+    try:
+        # The name in field 2 may hold spaces and brackets; all that follows it is split by spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return None
+    if fields[0] in ("Z", "X"):
+        return None
+    return Process(pid, int(fields[19]), boot)
+
+
+def _death_wish(parent: int) -> Callable[[], None]:
+    """What the child does before it becomes the member: ask the kernel to be killed when its parent's thread ends."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def wish() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # the parent was gone before the wish was made
+            os._exit(1)
+
+    return wish
+
+
+def _any_certificate() -> ssl.SSLContext:
+    # Asks our own machine whether a port answers; no secret is sent and none believed.
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def run_down(launcher: Launcher) -> None:
+    """Kill all that this folder runs; for tests and demos that end however they end."""
+    for name in launcher.members:
+        with contextlib.suppress(OSError):
+            launcher.kill(name)

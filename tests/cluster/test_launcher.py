@@ -1,0 +1,148 @@
+"""The launcher on real processes: ready, dead at start, port taken, recycled pid, end with the parent."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cluster.folder import ClusterFolder, FolderError, create
+from cluster.launcher import DiedAtStart, Launcher, NotReady, PortInUse, Process, run_down
+from cluster.topology import InvalidTopology
+from tests.cluster.fake_node import free_port
+
+PROGRAM = (sys.executable, str(Path(__file__).with_name("fake_member.py")))
+
+
+def free_ports() -> int:
+    """A base port with nothing on it and the twenty behind it."""
+    while True:
+        base = free_port()
+        try:
+            for port in range(base, base + 20):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            return base
+        except OSError:
+            continue
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[Launcher]:
+    create(tmp_path / "c", base_port=free_ports())
+    launcher = Launcher(ClusterFolder(tmp_path / "c"), program=PROGRAM)
+    yield launcher
+    run_down(launcher)
+
+
+def mood(launcher: Launcher, name: str, word: str) -> None:
+    launcher.folder.config(name).with_suffix(".mood").write_text(word)
+
+
+def test_start_wait_stop(launcher: Launcher) -> None:
+    ready: list[str] = []
+    for name in launcher.members:
+        launcher.start(name, die_with_us=True)
+    launcher.wait_ready(timeout_ms=10_000, on_ready=lambda name, ms: ready.append(name))
+    assert sorted(ready) == ["dc-a", "dc-b", "tiebreaker"]
+    assert launcher.start("dc-a") == launcher.running("dc-a")  # runs already
+    # Another launcher, as the next command line would make, finds them by their pid files.
+    other = Launcher(launcher.folder, program=PROGRAM)
+    assert other.running("dc-b") == launcher.running("dc-b")
+    assert other.stop(timeout_ms=5_000) == dict.fromkeys(launcher.members, "stopped")
+    assert other.stop(["dc-a"]) == {"dc-a": "not running"}
+
+
+def test_stop_kills_who_does_not_leave(launcher: Launcher) -> None:
+    mood(launcher, "dc-a", "stubborn")
+    launcher.start("dc-a", die_with_us=True)
+    launcher.wait_ready(["dc-a"], timeout_ms=10_000)
+    assert launcher.stop(["dc-a"], timeout_ms=200) == {"dc-a": "killed"}
+    assert launcher.running("dc-a") is None
+
+
+def test_death_at_start_is_told_with_the_log(launcher: Launcher) -> None:
+    mood(launcher, "dc-a", "dies")
+    launcher.start("dc-a")
+    with pytest.raises(DiedAtStart, match=r"exit code 3(.|\n)*the disk is on fire"):
+        launcher.wait_ready(["dc-a"], timeout_ms=10_000)
+
+
+def test_not_ready_in_time_names_the_member(launcher: Launcher) -> None:
+    mood(launcher, "dc-a", "sleeps")
+    launcher.start("dc-a", die_with_us=True)
+    with pytest.raises(NotReady, match="dc-a not ready"):
+        launcher.wait_ready(["dc-a"], timeout_ms=200)
+
+
+def test_a_port_in_use_is_told_before_anything_starts(launcher: Launcher) -> None:
+    member = launcher.members["dc-a"]
+    with socket.socket() as other:
+        other.bind((member.api_host, member.api_port))
+        other.listen()
+        with pytest.raises(PortInUse, match=f"{member.api_port}.*api_port of dc-a"):
+            launcher.start("dc-a")
+    assert not launcher.folder.pid("dc-a").exists()
+
+
+def test_a_recycled_pid_is_never_signalled(launcher: Launcher) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as stranger:
+        path = launcher.folder.pid("dc-a")
+        path.write_bytes(msgspec.json.encode(Process(stranger.pid, started=1, boot="another")))
+        assert launcher.running("dc-a") is None
+        assert not launcher.kill("dc-a")
+        assert launcher.stop(["dc-a"]) == {"dc-a": "not running"}
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_die_with_us(launcher: Launcher) -> None:
+    code = (
+        "import sys, pathlib; from cluster.folder import ClusterFolder; from cluster.launcher import Launcher\n"
+        f"print(Launcher(ClusterFolder(pathlib.Path({str(launcher.folder.root)!r})), program={PROGRAM!r})"
+        ".start('dc-a', die_with_us=True), flush=True)\n"
+        "input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        os.kill(pid, 0)
+        parent.send_signal(signal.SIGKILL)
+    for _ in range(200):
+        if launcher.running("dc-a") is None:
+            return
+        time.sleep(0.01)
+    pytest.fail("the member outlived its parent")
+
+
+def test_a_new_folder_holds_private_keys_privately(tmp_path: Path) -> None:
+    root = tmp_path / "new"
+    topology = create(root, shape="2+2+1", base_port=9_000)
+    assert [m.name for m in topology.members] == ["dc-a-1", "dc-a-2", "dc-b-1", "dc-b-2", "tiebreaker"]
+    assert [m.api_port for m in topology.members] == [9_010, 9_011, 9_012, 9_013, 9_014]
+    for path in root.rglob("*.key"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    assert ClusterFolder(root).topology() == topology
+
+
+def test_a_new_folder_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(FolderError, match="not empty"):
+        create(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    for shape, port in (("1+1", 7700), ("1+1+1", 65_530)):
+        with pytest.raises(InvalidTopology):
+            create(tmp_path / "none", shape=shape, base_port=port)
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_cluster_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match="tiebreak cluster init"):
+        Launcher(ClusterFolder(tmp_path))
