@@ -255,6 +255,64 @@ class Answers(Struct, frozen=True, omit_defaults=True, tag="results", tag_field=
     session_token: str = ""
 
 
+class Authorized(Struct, frozen=True, tag="authorization", tag_field="stream"):
+    """The stream knows who it serves. accounts is empty for a principal that may touch all."""
+
+    role: str
+    accounts: list[str]
+    status: str = "authorized"
+
+
+class Listening(Struct, frozen=True, tag="listening", tag_field="stream"):
+    """Private events follow, all that come behind `position`. No accounts: all that the principal may read."""
+
+    accounts: list[str]
+    position: str
+
+
+class OrderUpdates(Struct, frozen=True, tag="order_updates", tag_field="stream"):
+    """Private events of one log entry, in order. position: of the last one; listen again behind it."""
+
+    position: str
+    events: list[dict[str, object]]
+
+
+class Guarding(Struct, frozen=True, tag="cancel_on_disconnect", tag_field="stream"):
+    """A cancel-on-disconnect session stands (open), or has ended and its orders are being canceled."""
+
+    account: str
+    session: str
+    timeout_ms: int
+    open: bool = True
+
+
+class Pong(Struct, frozen=True, tag="pong", tag_field="stream"):
+    id: int
+
+
+class Heartbeat(Struct, frozen=True, omit_defaults=True, tag="heartbeat", tag_field="stream"):
+    """Once a second. position: everything up to here was sent, where one listens or follows the feed."""
+
+    position: str = ""
+
+
+class StreamError(Struct, frozen=True, omit_defaults=True, kw_only=True, tag="error", tag_field="stream"):
+    """What went wrong, in the words of ErrorBody. With an id: about that frame; else the stream may close after it."""
+
+    code: int
+    error: str
+    message: str
+    field: str = ""
+    id: int | UnsetType = UNSET
+
+
+class Closing(Struct, frozen=True, omit_defaults=True, tag="closing", tag_field="stream"):
+    """The node closes this stream next. resume: the position to go on behind, on any node."""
+
+    reason: str
+    resume: str = ""
+
+
 class ErrorBody(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Any non-2xx. error is the word to branch on, message is for people, request_id finds it in the logs."""
 
