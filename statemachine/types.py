@@ -132,3 +132,22 @@ class LedgerReason(IntEnum):
     trade = 4
     fee = 5
     rounding = 6
+
+
+# What the rules count with. Each is replicated behaviour: another value is another version of the rules.
+KEY_RETENTION_US = 24 * 3_600 * 1_000_000
+"""How long a key is remembered; a command first sent longer ago is never executed."""
+KEY_BUCKET_US = 6 * 3_600 * 1_000_000
+"""Keys live in buckets of this length, which are dropped whole."""
+SENT_AHEAD_US_MAX = 600 * 1_000_000
+REFERENCE_AHEAD_US_MAX = 10 * 1_000_000
+CHUNK_ORDERS = 256
+"""Orders that one mass cancel or one time step closes at most."""
+STEPS_MAX = 1_000
+"""Makers that one command touches at most."""
+WITHDRAWALS_OPEN_MAX = 1_000
+SESSIONS_OPEN_MAX = 100
+DIGEST_REPORTS_MAX = 64
+"""Log indexes of which reported digests are kept."""
+RULES_VERSIONS = (1,)
+"""Versions of the rules that this program knows."""

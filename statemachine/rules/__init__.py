@@ -1,0 +1,1 @@
+"""The rules: what each command does. One function per command, which decides first and then changes."""

@@ -1,0 +1,78 @@
+"""Rules for what members send themselves: time steps and digests."""
+
+from collections import Counter
+
+from statemachine.commands import ReportDigest, TimeStep
+from statemachine.events import DigestDisagreed
+from statemachine.results import AnyResult, Done, Stepped
+from statemachine.rules.sessions import expire_session, run_sweep
+from statemachine.state import State
+from statemachine.types import CHUNK_ORDERS, DIGEST_REPORTS_MAX
+
+
+def due_at_us(state: State) -> int | None:
+    """The earliest time at which a time step has work: 0 for now, None for never as things stand."""
+    if state.sweeps:
+        return 0
+    order_due_us = state.next_expiry_us()
+    session = state.next_session()
+    if session is None:
+        return order_due_us
+    return session.deadline_us if order_due_us is None else min(order_due_us, session.deadline_us)
+
+
+def time_step(state: State, command: TimeStep) -> AnyResult:
+    """One chunk: sessions past their deadline first, then orders past their time, then mass cancels.
+
+    An ended session costs as much of the chunk as an order, so that empty ones are bounded too.
+    """
+    now_us = state.now_us
+    chunk = CHUNK_ORDERS
+    count = 0
+    while chunk > 0:
+        session = state.next_session()
+        if session is None or session.deadline_us > now_us:
+            break
+        closed = expire_session(state, session, chunk)
+        count += closed
+        chunk -= closed + 1
+    while chunk > 0:
+        due_us = state.next_expiry_us()
+        if due_us is None or due_us > now_us:
+            break
+        state.expire(state.orders[state.due_orders[0][1]])
+        count += 1
+        chunk -= 1
+    for sweep in list(state.sweeps.values()):
+        if chunk <= 0:
+            break
+        closed, remaining = run_sweep(state, sweep, chunk)
+        count += closed
+        chunk -= closed
+        if remaining == 0:
+            del state.sweeps[sweep.sweep_id]
+            state.dirty_sweeps[sweep.sweep_id] = None
+    due_us = due_at_us(state)
+    return Stepped(count, due_us is not None and due_us <= now_us)
+
+
+def report_digest(state: State, command: ReportDigest) -> AnyResult:
+    """Compare what replicas computed. Where no majority of the reports agrees, nobody may write any more."""
+    report = (command.digest_index, command.member, command.digest)
+    if report in state.digest_reports:
+        return Done()
+    kept = [one for one in state.digest_reports if one[:2] != report[:2]]
+    kept.append(report)
+    indexes = sorted({index for index, _, _ in kept})
+    index_min = indexes[-DIGEST_REPORTS_MAX:][0]
+    state.digest_reports = sorted(one for one in kept if one[0] >= index_min)
+
+    digests = {member: digest for index, member, digest in kept if index == command.digest_index}
+    counts = Counter(digests.values())
+    if len(counts) > 1:
+        majority = [digest for digest, count in counts.items() if count * 2 > len(digests)]
+        members = sorted(member for member, digest in digests.items() if digest not in majority)
+        if not majority:
+            state.writes_stopped = True
+        state.events.append(DigestDisagreed(command.digest_index, tuple(members)))
+    return Done()
