@@ -8,43 +8,27 @@ stands at the last such index, and the log is replayed from there.
 
 import os
 from pathlib import Path
-from typing import Any, TypeVar
 
 import lmdb
 from msgspec import Struct, msgpack
 
 from statemachine.codec import UnknownFormat
-from statemachine.history import History
 from statemachine.records import (
-    ASSETS,
-    INSTRUMENTS,
-    ORDERS,
+    ACCOUNTS,
     RECORDS_VERSION,
-    SESSIONS,
-    SWEEPS,
-    WITHDRAWALS,
     AccountRecord,
     Applied,
-    AssetRecord,
     Changes,
-    InstrumentRecord,
     KeyRecord,
-    MetaRecord,
-    OrderRecord,
-    Record,
-    SessionRecord,
     StoredState,
-    SweepRecord,
-    WithdrawalRecord,
     encode_record,
 )
-from statemachine.segments import Segment, SegmentEntry, decode_entry
+from statemachine.segments import Segment, SegmentEntry
 from statemachine.store_files import (
     SEGMENTS_FOLDER,
     Failpoint,
     ForeignStore,
     OwnerLock,
-    StoreDamaged,
     StoreError,
     check_folder,
     fsync_folder,
@@ -54,34 +38,13 @@ from statemachine.store_files import (
 from statemachine.store_flush import Flush
 from statemachine.store_pending import Generation
 from statemachine.store_rows import Kind, day_of
-from statemachine.store_sealing import CHAIN_START, Prune, Pruned, Retention, Seal, decode_pruned, remove_leftovers
-from statemachine.store_tables import (
-    FIXED,
-    IDENTITY_KEY,
-    INFO,
-    KEYS,
-    META_KEY,
-    PRUNED_KEY,
-    RESULTS,
-    SEGMENTS,
-    Handle,
-    Tables,
-    open_environment,
-)
+from statemachine.store_sealing import Prune, Pruned, Retention, Seal, remove_leftovers
+from statemachine.store_tables import IDENTITY_KEY, INFO, KEYS, RESULTS, Handle, Tables, open_environment
+from statemachine.store_view import Identity, View, decode_account, decode_identity
 
 MAP_SIZE_BYTES = 64 << 30
 PENDING_BYTES_MAX = 64 << 20
 LOW_WATER_BYTES = 64 << 20
-
-R = TypeVar("R", bound=Record)
-
-
-class Identity(Record, frozen=True):
-    """Whose store this is; written once."""
-
-    version: int
-    cluster_id: str
-    member: str
 
 
 class Space(Struct, frozen=True):
@@ -96,9 +59,6 @@ class Space(Struct, frozen=True):
     low: bool
 
 
-_decode_identity = msgpack.Decoder(Identity).decode
-_decode_meta = msgpack.Decoder(MetaRecord).decode
-_decode_account = msgpack.Decoder(AccountRecord).decode
 _decode_key = msgpack.Decoder(KeyRecord).decode
 
 
@@ -156,21 +116,9 @@ class Store:
                 txn.put(IDENTITY_KEY, encode_record(identity), db=self._tables.fixed[INFO])
         # The files themselves are new: their names must survive a power cut as their contents do.
         fsync_folder(self.path)
-        reader = self._tables.reader()
-        meta = reader.get(META_KEY, db=self._tables.fixed[INFO])
-        self._meta = None if meta is None else _decode_meta(meta)
-        entries = [decode_entry(value) for _, value in reader.cursor(self._tables.fixed[SEGMENTS])]
-        remove_leftovers(self.segments_path, entries)
-        self._pruned: dict[Kind, Pruned] = {}
-        for kind in Kind:
-            value = reader.get(PRUNED_KEY + kind.encode(), db=self._tables.fixed[INFO])
-            if value is not None:
-                self._pruned[kind] = decode_pruned(value)
-        self.history = History(self._tables, self._generations)
-        for entry in sorted(entries, key=lambda entry: entry.day):
-            self.history.logs[entry.kind].segments.append(Segment(self.segments_path, entry))
-        if Kind.events in self._pruned:
-            self.history.first_event_index = self._pruned[Kind.events].last_id + 1
+        self._view = View(self._tables, self.segments_path, self._generations)
+        self.history = self._view.history
+        remove_leftovers(self.segments_path, self._view.entries())
         self._index_buckets()
 
     def _check_identity(self, identity: Identity) -> None:
@@ -198,43 +146,22 @@ class Store:
     @property
     def stored_index(self) -> int:
         """The last log index that is durable here; 0 for an empty store."""
-        return self._meta.applied_index if self._meta else 0
+        meta = self._view.meta
+        return meta.applied_index if meta else 0
 
     def load(self) -> StoredState | None:
         """The state to go on from; None for an empty store. Accounts are not read: see `account`.
 
         Raises StoreDamaged when a record can't be decoded, UnknownFormat for another version's.
         """
-        if self._meta is None:
-            return None
-        if self._meta.version != RECORDS_VERSION:
-            raise UnknownFormat(
-                f"{self.path}: records version {self._meta.version}; this program knows {RECORDS_VERSION}"
-            )
-        return StoredState(
-            self._meta,
-            self._read_all(ASSETS, AssetRecord),
-            self._read_all(INSTRUMENTS, InstrumentRecord),
-            self._read_all(ORDERS, OrderRecord),
-            self._read_all(WITHDRAWALS, WithdrawalRecord),
-            self._read_all(SESSIONS, SessionRecord),
-            self._read_all(SWEEPS, SweepRecord),
-        )
-
-    def _read_all(self, table: str, record: type[R]) -> list[R]:
-        decode = msgpack.Decoder(record).decode
-        cursor = self._tables.reader().cursor(self._tables.fixed[table])
-        try:
-            return [decode(value) for value in cursor.iternext(keys=False)]
-        except ValueError as error:
-            raise StoreDamaged(f"{self.path}: a record of {table} can't be decoded: {error}") from error
+        return self._view.load()
 
     def account(self, account: str) -> AccountRecord | None:
         key = account.encode()
         value = self._flying.accounts.get(key) if self._flying is not None else None
         if value is None:
-            value = self._tables.reader().get(key, db=self._tables.fixed["accounts"])
-        return None if value is None else _decode_account(value)
+            value = self._tables.reader().get(key, db=self._tables.fixed[ACCOUNTS])
+        return None if value is None else decode_account(value)
 
     def key(self, digest: bytes, bucket_min: int) -> KeyRecord | None:
         """The newest record of a key in any bucket from bucket_min on."""
@@ -309,7 +236,7 @@ class Store:
             raise StoreError(f"the flush up to index {flush.meta.applied_index} was not written")
         self._tables.publish(flush.created)
         self._index_buckets()
-        self._meta = flush.meta
+        self._view.meta = flush.meta
         self._flying = None
         self._generations.remove(flush.generation)
 
@@ -324,9 +251,9 @@ class Store:
     def begin_seal(self) -> Seal | None:
         """The next day's history to be sealed, or None. Run `step` in a worker until it is True, then
         `publish_seal` on the loop, then `Seal.commit` in a worker. One at a time."""
-        if self._meta is None:
+        if self._view.meta is None:
             return None
-        today = day_of(self._meta.time_us)
+        today = day_of(self._view.meta.time_us)
         due = [(day, kind) for kind in Kind for day in self._tables.families[kind] if day < today]
         if not due:
             return None
@@ -338,18 +265,9 @@ class Store:
             kind=kind,
             day=day,
             handle=handle,
-            chain=self._chain_at(kind),
+            chain=self._view.chain_at_end() if kind == Kind.ledger else b"",
             failpoint=self._failpoint,
         )
-
-    def _chain_at(self, kind: Kind) -> bytes:
-        if kind != Kind.ledger:
-            return b""
-        segments = self.history.ledger_log.segments
-        if segments:
-            return segments[-1].entry.chain_after
-        pruned = self._pruned.get(kind)
-        return pruned.chain if pruned else CHAIN_START
 
     def publish_seal(self, seal: Seal) -> None:
         """From here on the day is read from its segment; its table may be dropped."""
@@ -360,9 +278,9 @@ class Store:
 
     def begin_prune(self) -> Prune | None:
         """Take segments past retention out of reach, or None. Run `Prune.commit` in a worker."""
-        if self._meta is None:
+        if self._view.meta is None:
             return None
-        today = day_of(self._meta.time_us)
+        today = day_of(self._view.meta.time_us)
         gone: list[SegmentEntry] = []
         for kind, log in self.history.logs.items():
             while log.segments and log.segments[0].entry.day < today - self.retention.days(kind):
@@ -373,7 +291,7 @@ class Store:
         return Prune(self._tables, self.segments_path, gone, self._failpoint) if gone else None
 
     def _note_pruned(self, entry: SegmentEntry) -> None:
-        self._pruned[entry.kind] = Pruned(entry.day, entry.last_id, entry.chain_after)
+        self._view.pruned[entry.kind] = Pruned(entry.day, entry.last_id, entry.chain_after)
         if entry.kind == Kind.events:
             self.history.first_event_index = entry.last_id + 1
 
@@ -393,41 +311,20 @@ class Store:
     def space(self) -> Space:
         """How much room is left. Refuse new commands while it is low: a flush that fails ends the process."""
         page_bytes = self._tables.env.stat()["psize"]
-        free_map = self._map_size_bytes - sum(self.table_bytes().values()) - 16 * page_bytes
+        free_map = self._map_size_bytes - sum(self._view.table_bytes().values()) - 16 * page_bytes
         disk = os.statvfs(self.path)
         free_disk = disk.f_bavail * disk.f_frsize
         # A flush rewrites every page that it touches, so it needs several times its own bytes for a while.
         needed = self._low_water_bytes + 4 * self.pending_bytes
         return Space(free_map, free_disk, self.pending_bytes, min(free_map, free_disk) < needed)
 
-    def table_bytes(self) -> dict[str, int]:
-        """Bytes of LMDB pages in use, by table or family."""
-        return table_bytes(self._tables)
-
     def bytes_on_disk(self) -> dict[str, int]:
         """Bytes by kind: tables and sealed segments."""
-        sizes = self.table_bytes()
-        for kind, log in self.history.logs.items():
-            sizes[f"{kind} (sealed)"] = sum(segment.entry.file_bytes for segment in log.segments)
-        return sizes
+        return self._view.bytes_on_disk()
 
     def bytes_per_order(self) -> dict[str, float]:
         """Bytes on disk by kind, divided by the orders ever entered."""
-        orders = self._meta.next_order_id - 1 if self._meta else 0
-        return {kind: size / orders for kind, size in self.bytes_on_disk().items()} if orders > 0 else {}
-
-
-def table_bytes(tables: Tables) -> dict[str, int]:
-    reader = tables.reader()
-
-    def pages(handle: Handle) -> int:
-        stat: Any = reader.stat(handle)
-        return int(stat["psize"]) * int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
-
-    sizes = {name: pages(tables.fixed[name]) for name in FIXED if name in tables.fixed}
-    for family, numbers in tables.families.items():
-        sizes[family] = sum(pages(handle) for handle in numbers.values())
-    return sizes
+        return self._view.bytes_per_order()
 
 
 def read_identity(env: lmdb.Environment) -> Identity | None:
@@ -439,4 +336,4 @@ def read_identity(env: lmdb.Environment) -> Identity | None:
     info = env.open_db(INFO.encode(), create=False)
     with env.begin() as txn:
         value = txn.get(IDENTITY_KEY, db=info)
-    return None if value is None else _decode_identity(value)
+    return None if value is None else decode_identity(value)
