@@ -1,7 +1,5 @@
 """How a node says no: one exception per word, each true about whether the command can still take effect."""
 
-from typing import ClassVar
-
 from cluster import wire
 
 
@@ -12,10 +10,10 @@ class NodeError(Exception):
     error: the word that programs branch on. number: its five digits on the wire; those below 1000 are the rules'.
     """
 
-    definite: ClassVar[bool] = True
-    status: ClassVar[int] = 500
-    number: ClassVar[int] = 1000
-    error: ClassVar[str] = "internal_error"
+    definite: bool = True
+    status: int = 500
+    number: int = 1000
+    error: str = "internal_error"
     retry_after_s: float = 0.0
 
     def __init__(self, message: str, *, field: str = "", key: str = "", retry_after_s: float | None = None) -> None:

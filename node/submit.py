@@ -19,9 +19,10 @@ from cluster.consensus.engine import ConsensusError, Engine, EngineStatus, Role
 from node.batcher import DROPPED, IDLE, SENT, Batcher, Item, clock_us
 from node.config import NodeLimits, NodeTiming
 from node.errors import DiskLow, InternalError, NodeError, NoLeader, NoQuorum, NotReady, OutcomeUnknown, Overloaded
+from node.market import Market
 from statemachine.codec import Envelope, UnknownFormat, decode_batch, decode_command, encode_command
 from statemachine.commands import INTERNAL, Command
-from statemachine.records import Applied, InstrumentRecord
+from statemachine.records import Applied
 from statemachine.results import Repeat, Result
 
 FORWARD = "forward"
@@ -34,7 +35,7 @@ class Prepared:
     """One command on its way: what the client asked, what goes into the log, and what its answer is written with.
 
     request is None for what a stream or the node itself makes. instrument is None where none is named.
-    scale: decimals of the money in the answer: of the quote asset for orders, of the asset for transfers.
+    scale: decimals of the asset that a transfer names.
 
     state, tainted, frame, position, twin belong to the submitter. tainted: an earlier try may be in a log.
     """
@@ -59,7 +60,7 @@ class Prepared:
         request: wire.AnyRequest | None = None,
         *,
         account: str = "",
-        instrument: InstrumentRecord | None = None,
+        instrument: Market | None = None,
         scale: int = 0,
         is_cancel: bool = False,
     ) -> None:
@@ -121,21 +122,12 @@ class Answers(Protocol):
 class _Frame:
     """Commands that are waited for together: one future and one timer for all of them."""
 
-    __slots__ = (
-        "attempt",
-        "future",
-        "id",
-        "left",
-        "outcomes",
-        "parked",
-        "prepared",
-        "resend_at",
-        "timer",
-        "traceparent",
-    )
+    __slots__ = ("attempt", "future", "left", "number", "outcomes", "parked", "prepared", "resend_at", "timer", "trace")
 
-    def __init__(self, number: int, prepared: Sequence[Prepared], future: asyncio.Future[list[Outcome]], trace: str):
-        self.id = number
+    def __init__(
+        self, number: int, prepared: Sequence[Prepared], future: asyncio.Future[list[Outcome]], trace: str
+    ) -> None:
+        self.number = number
         self.prepared = prepared
         self.outcomes: list[Outcome | None] = [None] * len(prepared)
         self.left = len(prepared)
