@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from msgspec import Struct
 
 CA_CERTIFICATE = "ca.crt"
 CA_KEY = "ca.key"
@@ -58,22 +59,33 @@ def make_all(folder: Path, cluster_id: str, members: list[str]) -> None:
         make_certificate(folder, member)
 
 
-def server_context(folder: Path, member: str) -> ssl.SSLContext:
-    """TLS 1.3 only; whoever dials must show a certificate of our authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    return _harden(context, folder, member)
+class TlsFiles(Struct, frozen=True, forbid_unknown_fields=True):
+    """PEM files of one member: who is trusted, and who it is."""
+
+    ca: Path
+    certificate: Path
+    key: Path
 
 
-def client_context(folder: Path, member: str) -> ssl.SSLContext:
+def tls_files(folder: Path, member: str) -> TlsFiles:
+    """Where make_all puts them."""
+    return TlsFiles(folder / CA_CERTIFICATE, folder / f"{member}.crt", folder / f"{member}.key")
+
+
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """TLS 1.3 only; whoever dials must show a certificate of our authority. Raises OSError, ssl.SSLError."""
+    return _harden(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
+
+
+def client_context(files: TlsFiles) -> ssl.SSLContext:
     """TLS 1.3 only; the dialed member must show the name that was dialed, wherever it was found."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return _harden(context, folder, member)
+    return _harden(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files)
 
 
-def _harden(context: ssl.SSLContext, folder: Path, member: str) -> ssl.SSLContext:
+def _harden(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(folder / f"{member}.crt", folder / f"{member}.key")
-    context.load_verify_locations(folder / CA_CERTIFICATE)
+    context.load_cert_chain(files.certificate, files.key)
+    context.load_verify_locations(files.ca)
     context.verify_mode = ssl.CERT_REQUIRED
     return context
 

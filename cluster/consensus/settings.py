@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from cluster.certificates import TlsFiles
 from cluster.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Limits(Struct, frozen=True):
 
 
 class EngineSettings(Struct, frozen=True):
-    """folder: holds the journal. certificates: holds ca.crt, <member>.crt and <member>.key.
+    """folder: the journal's own; nothing else may be in it.
 
     listen: where to listen instead of the topology's peer address. dial: where to find a member instead of
     its peer address, so that a proxy can stand between. delay_ms: hold each message to that member back
@@ -63,7 +64,7 @@ class EngineSettings(Struct, frozen=True):
     topology: Topology
     member: str
     folder: Path
-    certificates: Path
+    tls: TlsFiles
     limits: Limits = Limits()
     listen: tuple[str, int] | None = None
     dial: dict[str, tuple[str, int]] = {}
