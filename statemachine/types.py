@@ -143,6 +143,8 @@ SENT_AHEAD_US_MAX = 600 * 1_000_000
 REFERENCE_AHEAD_US_MAX = 10 * 1_000_000
 CHUNK_ORDERS = 256
 """Orders that one mass cancel or one time step closes at most."""
+CHUNK_SESSIONS = 256
+"""Sessions that one time step ends at most."""
 STEPS_MAX = 1_000
 """Makers that one command touches at most."""
 WITHDRAWALS_OPEN_MAX = 1_000

@@ -7,7 +7,7 @@ from statemachine.events import DigestDisagreed
 from statemachine.results import AnyResult, Done, Stepped
 from statemachine.rules.sessions import expire_session, run_sweep
 from statemachine.state import State
-from statemachine.types import CHUNK_ORDERS, DIGEST_REPORTS_MAX
+from statemachine.types import CHUNK_ORDERS, CHUNK_SESSIONS, DIGEST_REPORTS_MAX
 
 
 def due_at_us(state: State) -> int | None:
@@ -22,20 +22,17 @@ def due_at_us(state: State) -> int | None:
 
 
 def time_step(state: State, command: TimeStep) -> AnyResult:
-    """One chunk: sessions past their deadline first, then orders past their time, then mass cancels.
-
-    An ended session costs as much of the chunk as an order, so that empty ones are bounded too.
-    """
+    """One chunk: sessions past their deadline first, then orders past their time, then mass cancels."""
     now_us = state.now_us
     chunk = CHUNK_ORDERS
     count = 0
-    while chunk > 0:
+    for _ in range(CHUNK_SESSIONS):
         session = state.next_session()
-        if session is None or session.deadline_us > now_us:
+        if chunk <= 0 or session is None or session.deadline_us > now_us:
             break
         closed = expire_session(state, session, chunk)
         count += closed
-        chunk -= closed + 1
+        chunk -= closed
     while chunk > 0:
         due_us = state.next_expiry_us()
         if due_us is None or due_us > now_us:
