@@ -1,0 +1,44 @@
+"""Bytes from strangers into requests: JSON or msgpack, and errors that name the field and its bound."""
+
+import re
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from node.errors import InvalidField, Malformed, NodeError
+
+Body = TypeVar("Body")
+
+_at = re.compile(r" - at `(key in )?\$\.?([^`]*)`\Z")
+_named = re.compile(r"(?:unknown|required) field `([^`]{1,64})`")
+_bound = re.compile(r"of length|matching regex|>=|<=|Invalid enum value| > | < ")
+
+
+class Reader(Generic[Body]):
+    """Decodes one kind of body. Unknown fields, wrong types and values out of bounds are refused."""
+
+    def __init__(self, kind: Any) -> None:
+        self._json = msgspec.json.Decoder(kind)
+        self._msgpack = msgspec.msgpack.Decoder(kind)
+
+    def read(self, body: bytes, *, is_msgpack: bool = False) -> Body:
+        """Raises Malformed (400) for bytes or types that don't fit, InvalidField (422) for values out of bounds."""
+        try:
+            decoded: Body = self._msgpack.decode(body) if is_msgpack else self._json.decode(body)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise refused_body(error) from error
+        return decoded
+
+
+def refused_body(error: Exception) -> NodeError:
+    """What is wrong with a body, in words for whoever wrote it."""
+    if not isinstance(error, msgspec.ValidationError):
+        return Malformed("the body is not readable as what Content-Type says")
+    message = str(error)
+    found = _at.search(message)
+    field = found.group(2) if found else ""
+    if named := _named.search(message):
+        field = f"{field}.{named.group(1)}" if field else named.group(1)
+    said = _at.sub("", message)[:300]
+    kind = InvalidField if _bound.search(said) else Malformed
+    return kind(f"{field}: {said}" if field else said, field=field[:64])
