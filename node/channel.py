@@ -58,6 +58,7 @@ class Channel:
         if self.waiting_bytes > self._bytes_max:
             self.cut()
         elif self._wake is not None:
+            self.sent_at_s = time.monotonic()
             self._wake.set_result(None)
             self._wake = None
 
@@ -112,7 +113,7 @@ class Channel:
                 for data, opcode in queue:
                     await send_frame(data, opcode)
                     self.waiting_bytes -= len(data)
-                self.sent_at_s = time.monotonic()
+                    self.sent_at_s = time.monotonic()
         except (ConnectionError, RuntimeError):
             self.is_cut = True  # the connection is gone; the reader sees it too
         finally:

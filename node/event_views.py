@@ -6,37 +6,25 @@ whoever follows holds knows that from the order's opening.
 """
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from msgspec import Struct
 
+from node.market import Market, Money, text
+from node.outcomes import at
 from statemachine import events as ev
 from statemachine.commands import Calendar, Limits, SessionHours
 from statemachine.types import ORDINAL_MAX, Side
 
 View = dict[str, Any]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+class Catalogue(Protocol):
+    """Units of instruments and assets, as applied here; what it says of one never changes."""
 
-class Listing(Protocol):
-    """What of an instrument never changes once it is listed."""
+    def market(self, symbol: str) -> Market | None: ...
 
-    @property
-    def symbol(self) -> str: ...
-    @property
-    def base(self) -> str: ...
-    @property
-    def quote(self) -> str: ...
-    @property
-    def price_scale(self) -> int: ...
-    @property
-    def quantity_scale(self) -> int: ...
-    @property
-    def tick(self) -> int: ...
-    @property
-    def lot(self) -> int: ...
+    def money(self, asset: str) -> Money | None: ...
 
 
 class Position(Struct, frozen=True, order=True, gc=False):
@@ -66,28 +54,11 @@ class Position(Struct, frozen=True, order=True, gc=False):
         return cls(group, epoch, index, ORDINAL_MAX)
 
 
-def decimal_text(units: int, scale: int) -> str:
-    """units * 10**-scale without trailing zeros: 1250 at scale 2 is 12.5."""
-    if not scale:
-        return str(units)
-    whole, rest = divmod(abs(units), 10**scale)
-    sign = "-" if units < 0 else ""
-    if not rest:
-        return f"{sign}{whole}"
-    return f"{sign}{whole}.{rest:0{scale}d}".rstrip("0")
-
-
-def time_text(at_us: int) -> str:
-    """RFC 3339 in UTC with microseconds."""
-    return (_EPOCH + timedelta(microseconds=at_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 class EventViews:
-    """Turns events into dicts. The two functions give an instrument and an asset's scale by name, as they are now."""
+    """Turns applied events into dicts."""
 
-    def __init__(self, listing: Callable[[str], Listing], scale: Callable[[str], int]) -> None:
-        self._listing = listing
-        self._scale = scale
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
         self._makers: dict[type[Any], Callable[[Any], View]] = {
             ev.AssetAdded: self._asset_added,
             ev.InstrumentChanged: self._instrument_changed,
@@ -115,25 +86,28 @@ class EventViews:
             ev.RulesActivated: lambda e: {"type": "rules_activated", "version": e.version},
         }
 
-    def public(self, event: ev.AnyEvent, position: str, at: str) -> View:
+    def public(self, event: ev.AnyEvent, position: str, happened_at: str) -> View:
         """All of an event, for those who may read everything. `position` and `at` come first."""
-        return {"position": position, "at": at, **self._makers[type(event)](event)}
+        return {"position": position, "at": happened_at, **self._makers[type(event)](event)}
 
-    def private(self, event: ev.AnyEvent, position: str, at: str) -> Iterator[tuple[str, View]]:
+    def private(self, event: ev.AnyEvent, position: str, happened_at: str) -> Iterator[tuple[str, View]]:
         """(account, what that account may see), once for each account that the event concerns."""
         if type(event) is ev.Traded:
-            yield event.taker_account, {"position": position, "at": at, **self._fill(event, taker=True)}
-            yield event.maker_account, {"position": position, "at": at, **self._fill(event, taker=False)}
+            yield event.taker_account, {"position": position, "at": happened_at, **self._fill(event, taker=True)}
+            yield event.maker_account, {"position": position, "at": happened_at, **self._fill(event, taker=False)}
         elif type(event) is ev.Transferred:
             for account, units, owned in (
                 (event.source, -event.amount_units, event.source_units),
                 (event.target, event.amount_units, event.target_units),
             ):
-                yield account, {"position": position, "at": at, **self._transfer_side(event, account, units, owned)}
+                yield (
+                    account,
+                    {"position": position, "at": happened_at, **self._transfer_side(event, account, units, owned)},
+                )
         else:
             account = getattr(event, "account", "")
             if account:
-                yield account, {"position": position, "at": at, **self._own(event)}
+                yield account, {"position": position, "at": happened_at, **self._own(event)}
 
     def _own(self, event: ev.AnyEvent) -> View:
         view = self._makers[type(event)](event)
@@ -148,7 +122,7 @@ class EventViews:
 
     def _fill(self, event: ev.Traded, *, taker: bool) -> View:
         leaves_lots = event.taker_leaves_lots if taker else event.maker_leaves_lots
-        listing = self._listing(event.symbol)
+        market = self._market(event.symbol)
         taker_side, maker_side = ("buy", "sell") if event.taker_side == Side.buy else ("sell", "buy")
         return {
             "event": "partial_fill" if leaves_lots else "fill",
@@ -158,11 +132,11 @@ class EventViews:
             "side": taker_side if taker else maker_side,
             "liquidity": "taker" if taker else "maker",
             "trade_id": str(event.trade_id),
-            "price": _price(listing, event.price_ticks),
-            "qty": _quantity(listing, event.quantity_lots),
-            "notional": self._amount(listing.quote, event.notional_units),
-            "fee": self._amount(listing.quote, event.taker_fee_units if taker else event.maker_fee_units),
-            "leaves_qty": _quantity(listing, leaves_lots),
+            "price": market.price(event.price_ticks),
+            "qty": market.quantity(event.quantity_lots),
+            "notional": text(event.notional_units, market.quote_scale),
+            "fee": text(event.taker_fee_units if taker else event.maker_fee_units, market.quote_scale),
+            "leaves_qty": market.quantity(leaves_lots),
         }
 
     def _transfer_side(self, event: ev.Transferred, account: str, units: int, owned_units: int) -> View:
@@ -175,15 +149,24 @@ class EventViews:
             "reason": event.reason.name,
         }
 
+    def _market(self, symbol: str) -> Market:
+        market = self._catalogue.market(symbol)
+        if market is None:
+            raise LookupError(f"an event names {symbol!r}, which was never listed here")
+        return market
+
     def _amount(self, asset: str, units: int) -> str:
-        return decimal_text(units, self._scale(asset))
+        money = self._catalogue.money(asset)
+        if money is None:
+            raise LookupError(f"an event names {asset!r}, which was never added here")
+        return text(units, money.scale)
 
     def _asset_added(self, event: ev.AssetAdded) -> View:
         return {
             "type": "asset_added",
             "asset": event.asset,
             "scale": event.scale,
-            "supply_max": decimal_text(event.supply_units_max, event.scale),
+            "supply_max": text(event.supply_units_max, event.scale),
         }
 
     def _instrument_changed(self, event: ev.InstrumentChanged) -> View:
@@ -192,8 +175,8 @@ class EventViews:
             "symbol": event.symbol,
             "base": event.base,
             "quote": event.quote,
-            "tick_size": decimal_text(event.tick, event.price_scale),
-            "lot_size": decimal_text(event.lot, event.quantity_scale),
+            "tick_size": text(event.tick, event.price_scale),
+            "lot_size": text(event.lot, event.quantity_scale),
             "price_scale": event.price_scale,
             "quantity_scale": event.quantity_scale,
             "tick": event.tick,
@@ -201,16 +184,16 @@ class EventViews:
             "mode": event.mode.name,
             "maker_bps": event.maker_bps,
             "taker_bps": event.taker_bps,
-            "limits": self._limits(event, event.limits),
+            "limits": self._limits(self._market(event.symbol), event.limits),
             "calendar": _calendar(event.calendar),
         }
 
-    def _limits(self, listing: Listing, limits: Limits) -> View:
+    def _limits(self, market: Market, limits: Limits) -> View:
         return {
-            "qty_min": _quantity(listing, limits.quantity_lots_min),
-            "qty_max": _quantity(listing, limits.quantity_lots_max),
-            "notional_min": self._amount(listing.quote, limits.notional_units_min),
-            "notional_max": self._amount(listing.quote, limits.notional_units_max),
+            "qty_min": market.quantity(limits.quantity_lots_min),
+            "qty_max": market.quantity(limits.quantity_lots_max),
+            "notional_min": text(limits.notional_units_min, market.quote_scale),
+            "notional_max": text(limits.notional_units_max, market.quote_scale),
             "open_orders_max": limits.open_orders_max,
             "band_bps": limits.band_bps,
             "collar_bps": limits.collar_bps,
@@ -230,8 +213,8 @@ class EventViews:
         }
 
     def _order_opened(self, event: ev.OrderOpened) -> View:
-        listing = self._listing(event.symbol)
-        held = listing.quote if event.side == Side.buy else listing.base
+        market = self._market(event.symbol)
+        hold_scale = market.quote_scale if event.side is Side.buy else market.base_scale
         return {
             "type": "order_opened",
             "account": event.account,
@@ -241,37 +224,37 @@ class EventViews:
             "side": event.side.name,
             "order_type": event.type.name,
             "time_in_force": event.time_in_force.name,
-            "limit_price": _price(listing, event.price_ticks) if event.price_ticks else None,
-            "qty": _quantity(listing, event.quantity_lots) if event.quantity_lots else None,
-            "notional": self._amount(listing.quote, event.budget_units) if event.budget_units else None,
-            "filled_qty": _quantity(listing, event.filled_lots),
-            "expires_at": time_text(event.expires_at_us) if event.expires_at_us else None,
+            "limit_price": market.price(event.price_ticks) if event.price_ticks else None,
+            "qty": market.quantity(event.quantity_lots) if event.quantity_lots else None,
+            "notional": text(event.budget_units, market.quote_scale) if event.budget_units else None,
+            "filled_qty": market.quantity(event.filled_lots),
+            "expires_at": at(event.expires_at_us) if event.expires_at_us else None,
             "post_only": event.post_only,
             "self_trade": event.self_trade.name,
             "session": event.session or None,
-            "hold": self._amount(held, event.hold_units),
+            "hold": text(event.hold_units, hold_scale),
             "replaces": str(event.replaces) if event.replaces else None,
             "kept_priority": event.kept_priority,
         }
 
     def _traded(self, event: ev.Traded) -> View:
-        listing = self._listing(event.symbol)
+        market = self._market(event.symbol)
         return {
             "type": "traded",
             "trade_id": str(event.trade_id),
             "symbol": event.symbol,
-            "price": _price(listing, event.price_ticks),
-            "qty": _quantity(listing, event.quantity_lots),
-            "notional": self._amount(listing.quote, event.notional_units),
+            "price": market.price(event.price_ticks),
+            "qty": market.quantity(event.quantity_lots),
+            "notional": text(event.notional_units, market.quote_scale),
             "taker_side": event.taker_side.name,
             "taker_order_id": str(event.taker_order_id),
             "taker_account": event.taker_account,
-            "taker_fee": self._amount(listing.quote, event.taker_fee_units),
-            "taker_leaves_qty": _quantity(listing, event.taker_leaves_lots),
+            "taker_fee": text(event.taker_fee_units, market.quote_scale),
+            "taker_leaves_qty": market.quantity(event.taker_leaves_lots),
             "maker_order_id": str(event.maker_order_id),
             "maker_account": event.maker_account,
-            "maker_fee": self._amount(listing.quote, event.maker_fee_units),
-            "maker_leaves_qty": _quantity(listing, event.maker_leaves_lots),
+            "maker_fee": text(event.maker_fee_units, market.quote_scale),
+            "maker_leaves_qty": market.quantity(event.maker_leaves_lots),
         }
 
     def _hold_released(self, event: ev.HoldReleased) -> View:
@@ -284,19 +267,19 @@ class EventViews:
         }
 
     def _order_reduced(self, event: ev.OrderReduced) -> View:
-        listing = self._listing(event.symbol)
+        market = self._market(event.symbol)
         return {
             "type": "order_reduced",
             "account": event.account,
             "order_id": str(event.order_id),
             "symbol": event.symbol,
-            "reduced_qty": _quantity(listing, event.reduced_lots),
-            "leaves_qty": _quantity(listing, event.leaves_lots),
+            "reduced_qty": market.quantity(event.reduced_lots),
+            "leaves_qty": market.quantity(event.leaves_lots),
             "released_units": event.released_units,
         }
 
     def _order_closed(self, event: ev.OrderClosed) -> View:
-        listing = self._listing(event.symbol)
+        market = self._market(event.symbol)
         return {
             "type": "order_closed",
             "account": event.account,
@@ -304,10 +287,10 @@ class EventViews:
             "symbol": event.symbol,
             "status": event.status.name,
             "reason": event.reason.name,
-            "filled_qty": _quantity(listing, event.filled_lots),
-            "leaves_qty": _quantity(listing, event.leaves_lots),
-            "filled_notional": self._amount(listing.quote, event.notional_units),
-            "fee": self._amount(listing.quote, event.fee_units),
+            "filled_qty": market.quantity(event.filled_lots),
+            "leaves_qty": market.quantity(event.leaves_lots),
+            "filled_notional": text(event.notional_units, market.quote_scale),
+            "fee": text(event.fee_units, market.quote_scale),
             "released_units": event.released_units,
             "replaced_by": str(event.replaced_by) if event.replaced_by else None,
         }
@@ -331,17 +314,9 @@ class EventViews:
         return {
             "type": "reference_set",
             "symbol": event.symbol,
-            "price": _price(self._listing(event.symbol), event.price_ticks),
-            "observed_at": time_text(event.observed_at_us),
+            "price": self._market(event.symbol).price(event.price_ticks),
+            "observed_at": at(event.observed_at_us),
         }
-
-
-def _price(listing: Listing, ticks: int) -> str:
-    return decimal_text(ticks * listing.tick, listing.price_scale)
-
-
-def _quantity(listing: Listing, lots: int) -> str:
-    return decimal_text(lots * listing.lot, listing.quantity_scale)
 
 
 def _hours(hours: SessionHours | None) -> list[int] | None:

@@ -201,11 +201,13 @@ class Connection(asyncio.Protocol):
         if self._inner is not None:
             self._inner.resume_writing()
 
-    def request_began(self) -> None:
+    def request_began(self, *, is_stream: bool) -> None:
+        self.is_stream = is_stream
         self._busy_since_s = self._guard.clock()
         self._first_byte_at_s = 0.0
 
     def request_ended(self) -> None:
+        self.is_stream = False
         self._busy_since_s = 0.0
         self._idle_since_s = self._guard.clock()
 
@@ -236,8 +238,7 @@ def middlewares(node: Node, limits: HttpLimits | None = None) -> list[Middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = request.transport.get_protocol() if request.transport is not None else None
         if isinstance(connection, Connection):
-            connection.request_began()
-            connection.is_stream = request.headers.get("Upgrade", "").lower() == "websocket"
+            connection.request_began(is_stream="Upgrade" in request.headers and request.path in STREAM_PATHS)
         given = request.headers.get("X-Request-ID", "")
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
         request[REQUEST_ID] = request_id
