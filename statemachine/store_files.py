@@ -89,6 +89,24 @@ class OwnerLock:
             self._fd = -1
 
 
+class ReaderLock:
+    """Keeps a store stopped while its disk is read; many readers may hold it. Raises StoreLocked."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._fd = os.open(folder / OWNER_FILE, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise ForeignStore(f"{folder} is no store: it has no {OWNER_FILE}") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._fd)
+            raise StoreLocked(f"{folder} is open in another process: stop the member first") from error
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds something else, before anything is created in it."""
     if folder.exists() and not folder.is_dir():

@@ -5,7 +5,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msgspec import msgpack
+from msgspec import msgpack, structs
 
 from statemachine.codec import UnknownFormat
 from statemachine.history import History
@@ -126,21 +126,29 @@ class View:
     def digest(self) -> bytes:
         """32 bytes over all current records and live keys: equal on two replicas that stand at one index."""
         digest = blake2b(digest_size=32)
+        for name, key, value in self._current():
+            digest.update(f"{name} {len(key)} {len(value)} ".encode())
+            digest.update(key)
+            digest.update(value)
+        return digest.digest()
+
+    def _current(self) -> Iterator[tuple[str, bytes, bytes]]:
         if self.meta is not None:
-            digest.update(encode_record(self.meta))
-        reader = self.tables.reader()
-        named = [(table, self.tables.fixed[table]) for table in sorted(TABLES)]
-        # Replicas drop buckets past retention when they next flush, so these may be here or gone already.
+            yield INFO, META_KEY, encode_record(self.meta)
+        # What is past retention goes at a replica's next flush, so one may have it and another not.
         live_from = max(0, (self.meta.time_us - KEY_RETENTION_US) // KEY_BUCKET_US) if self.meta else 0
+        reader = self.tables.reader()
+        for account in self.accounts():
+            keys = [(bucket, count) for bucket, count in account.keys if bucket >= live_from]
+            yield ACCOUNTS, account.account.encode(), encode_record(structs.replace(account, keys=keys))
+        for table in TABLES:
+            if table != ACCOUNTS:
+                for key, value in reader.cursor(self.tables.fixed[table]):
+                    yield table, key, value
         for bucket, handle in sorted(self.tables.families[KEYS].items()):
             if bucket >= live_from:
-                named.append((f"{KEYS}.{bucket}", handle))
-        for name, handle in named:
-            for key, value in reader.cursor(handle):
-                digest.update(f"{name} {len(key)} {len(value)} ".encode())
-                digest.update(key)
-                digest.update(value)
-        return digest.digest()
+                for key, value in reader.cursor(handle):
+                    yield f"{KEYS}.{bucket}", key, value
 
     def table_bytes(self) -> dict[str, int]:
         """Bytes of LMDB pages in use, by table or family."""

@@ -38,7 +38,7 @@ HOMES = {
 }
 
 # Files of statemachine/ that touch disks. All others are rules: the same on every replica, for ever.
-DISK_FILES = ("statemachine/store.py", "statemachine/store_*.py", "statemachine/segments.py", "statemachine/inspect.py")
+DISK_FILES = ("statemachine/store.py", "statemachine/store_*.py", "statemachine/segments.py", "statemachine/inspection.py")
 IMPURE_MODULES = {
     "asyncio", "concurrent", "datetime", "decimal", "locale", "math", "multiprocessing", "os", "pathlib", "platform",
     "random", "secrets", "socket", "statistics", "sys", "tempfile", "threading", "time", "uuid", "zoneinfo",
