@@ -10,7 +10,14 @@ from statemachine.codec import Envelope, decode_batch, decode_command, encode
 from statemachine.codes import Code
 from statemachine.invariants import must
 from statemachine.records import (
+    ACCOUNTS,
+    ASSETS,
+    INSTRUMENTS,
+    ORDERS,
     RECORDS_VERSION,
+    SESSIONS,
+    SWEEPS,
+    WITHDRAWALS,
     AccountRecord,
     Applied,
     AssetRecord,
@@ -24,6 +31,7 @@ from statemachine.records import (
     StoredState,
     WithdrawalRecord,
     encode_record,
+    id_key,
 )
 from statemachine.results import AnyResult, Refused, Repeat
 from statemachine.rules import listing, money, orders, sessions, time
@@ -207,40 +215,40 @@ class Machine:
         bucket_min = state.bucket_min()
         changes.drop_buckets_before = bucket_min
         for asset in state.dirty_assets:
-            puts.append(("assets", asset.asset.encode(), encode_record(asset)))
+            puts.append((ASSETS, asset.asset.encode(), encode_record(asset)))
         for instrument in state.instruments.values():
             if instrument.dirty:
                 instrument.dirty = False
-                puts.append(("instruments", instrument.symbol.encode(), encode_record(instrument.record())))
+                puts.append((INSTRUMENTS, instrument.symbol.encode(), encode_record(instrument.record())))
         for account in state.dirty_accounts:
             account.dirty = False
-            puts.append(("accounts", account.account.encode(), encode_record(account.record(bucket_min))))
-        deletes.extend([("orders", order_id.to_bytes(8, "big")) for order_id in state.closed_ids])
+            puts.append((ACCOUNTS, account.account.encode(), encode_record(account.record(bucket_min))))
+        deletes.extend([(ORDERS, id_key(order_id)) for order_id in state.closed_ids])
         for order in state.dirty_orders:
             order.dirty = False
             if order.level is not None:
                 order.stored = True
-                puts.append(("orders", order.order_id.to_bytes(8, "big"), encode_record(order.open_record())))
+                puts.append((ORDERS, id_key(order.order_id), encode_record(order.open_record())))
         for withdrawal_id, withdrawal in state.dirty_withdrawals.items():
-            id_bytes = withdrawal_id.to_bytes(8, "big")
+            id_bytes = id_key(withdrawal_id)
             if withdrawal is None:
-                deletes.append(("withdrawals", id_bytes))
+                deletes.append((WITHDRAWALS, id_bytes))
             else:
-                puts.append(("withdrawals", id_bytes, encode_record(withdrawal)))
+                puts.append((WITHDRAWALS, id_bytes, encode_record(withdrawal)))
         for name, session_id in state.dirty_sessions:
             session = state.known_account(name).sessions.get(session_id)
             session_key = f"{name}\0{session_id}".encode()
             if session is None:
-                deletes.append(("sessions", session_key))
+                deletes.append((SESSIONS, session_key))
             else:
-                puts.append(("sessions", session_key, encode_record(session.record())))
+                puts.append((SESSIONS, session_key, encode_record(session.record())))
         for sweep_id in state.dirty_sweeps:
             sweep = state.sweeps.get(sweep_id)
-            id_bytes = sweep_id.to_bytes(8, "big")
+            id_bytes = id_key(sweep_id)
             if sweep is None:
-                deletes.append(("sweeps", id_bytes))
+                deletes.append((SWEEPS, id_bytes))
             else:
-                puts.append(("sweeps", id_bytes, encode_record(sweep)))
+                puts.append((SWEEPS, id_bytes, encode_record(sweep)))
         state.dirty_assets = []
         state.dirty_accounts = []
         state.closed_ids = []

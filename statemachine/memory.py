@@ -5,6 +5,13 @@ from typing import Any
 import msgspec
 
 from statemachine.records import (
+    ACCOUNTS,
+    ASSETS,
+    INSTRUMENTS,
+    ORDERS,
+    SESSIONS,
+    SWEEPS,
+    WITHDRAWALS,
     AccountRecord,
     Applied,
     AssetRecord,
@@ -22,14 +29,14 @@ from statemachine.records import (
 )
 from statemachine.state import empty_state
 
-TABLES: dict[str, Any] = {
-    "assets": AssetRecord,
-    "instruments": InstrumentRecord,
-    "accounts": AccountRecord,
-    "orders": OrderRecord,
-    "withdrawals": WithdrawalRecord,
-    "sessions": SessionRecord,
-    "sweeps": SweepRecord,
+RECORD_TYPES: dict[str, Any] = {
+    ASSETS: AssetRecord,
+    INSTRUMENTS: InstrumentRecord,
+    ACCOUNTS: AccountRecord,
+    ORDERS: OrderRecord,
+    WITHDRAWALS: WithdrawalRecord,
+    SESSIONS: SessionRecord,
+    SWEEPS: SweepRecord,
 }
 
 
@@ -42,7 +49,7 @@ class MemoryBacking:
     def __init__(self, *, keep_history: bool = True) -> None:
         self.keep_history = keep_history
         self.meta: MetaRecord = empty_state().meta
-        self.tables: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
+        self.tables: dict[str, dict[bytes, bytes]] = {name: {} for name in RECORD_TYPES}
         self.buckets: dict[int, dict[bytes, KeyRecord]] = {}
         self.results: dict[int, bytes] = {}
         self.ledger: list[LedgerRow] = []
@@ -53,7 +60,7 @@ class MemoryBacking:
     # ---- what the machine reads ----
 
     def account(self, account: str) -> AccountRecord | None:
-        stored = self.tables["accounts"].get(account.encode())
+        stored = self.tables[ACCOUNTS].get(account.encode())
         return None if stored is None else self._account_decoder.decode(stored)
 
     def key(self, digest: bytes, bucket_min: int) -> KeyRecord | None:
@@ -92,20 +99,20 @@ class MemoryBacking:
 
     def records(self, table: str) -> list[Any]:
         """All records of a table by ascending key."""
-        decoder = msgspec.msgpack.Decoder(TABLES[table])
+        decoder = msgspec.msgpack.Decoder(RECORD_TYPES[table])
         return [decoder.decode(value) for _, value in sorted(self.tables[table].items())]
 
     def state(self) -> StoredState:
         """What a machine is restored from, as of the last `store`."""
         return StoredState(
             self.meta,
-            self.records("assets"),
-            self.records("instruments"),
-            self.records("orders"),
-            self.records("withdrawals"),
-            self.records("sessions"),
-            self.records("sweeps"),
+            self.records(ASSETS),
+            self.records(INSTRUMENTS),
+            self.records(ORDERS),
+            self.records(WITHDRAWALS),
+            self.records(SESSIONS),
+            self.records(SWEEPS),
         )
 
     def accounts(self) -> list[AccountRecord]:
-        return self.records("accounts")
+        return self.records(ACCOUNTS)
