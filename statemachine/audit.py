@@ -6,6 +6,7 @@ of units and holds.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from statemachine.fees import hold_for_buy
 from statemachine.instrument import unit_sizes
@@ -48,7 +49,7 @@ def audit(
 def _identities(state: StoredState) -> Iterator[str]:
     """Names and numbers are used once, and nothing is numbered past the counters."""
     meta = state.meta
-    numbers = {
+    numbers: dict[str, list[Any]] = {
         "asset": [one.asset for one in state.assets],
         "instrument": [one.symbol for one in state.instruments],
         "order": [one.order_id for one in state.orders],
@@ -131,7 +132,6 @@ def _balances(state: StoredState, accounts: Iterable[AccountRecord], seen: _Seen
     """Sums per asset are zero, holds are those of open orders and pending withdrawals, only the world owes."""
     symbols = {one.symbol: one for one in state.instruments}
     held_units = _holds(state, symbols)
-    open_counts = Counter((one.account, one.symbol) for one in state.orders)
     sums: Counter[str] = Counter()
     assets = {one.asset: one for one in state.assets}
     for account in accounts:
@@ -159,7 +159,9 @@ def _balances(state: StoredState, accounts: Iterable[AccountRecord], seen: _Seen
     for asset, units in sums.items():
         if units:
             yield f"all of {asset} sums to {units}, not 0"
-    names = {name for name, _ in open_counts} | {one.account for one in [*state.sessions, *state.withdrawals]}
+    names = {one.account for one in state.orders}
+    names.update(one.account for one in state.withdrawals)
+    names.update(one.account for one in state.sessions)
     for name in sorted(names - seen.last_rows.keys()):
         yield f"account {name} has something open and is not there"
 
