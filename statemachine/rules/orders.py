@@ -37,8 +37,6 @@ DAY = TimeInForce.day
 GTD = TimeInForce.gtd
 TRADING = Mode.trading
 HALTED = Mode.halted
-CANCEL_ONLY = Mode.cancel_only
-POST_ONLY = Mode.post_only
 CANCELED = Status.canceled
 REQUESTED = Reason.requested
 
@@ -191,10 +189,10 @@ def replace(state: State, command: ReplaceOrder) -> AnyResult:
     quantity_lots = command.quantity_lots or old.quantity_lots
     in_place = price_ticks == old.price_ticks and quantity_lots < old.quantity_lots
     mode = instrument.mode
-    if mode is HALTED:
-        return refused(Code.instrument_halted)
-    if mode is CANCEL_ONLY and not in_place:
-        return refused(Code.instrument_cancel_only)
+    if mode is not TRADING and (mode is HALTED or not in_place):
+        code = mode_refusal(instrument, old.post_only)
+        if code is not None:
+            return refused(code)
     now_us = state.now_us
     if not instrument.is_open(now_us):
         return refused(Code.market_closed)
@@ -205,8 +203,6 @@ def replace(state: State, command: ReplaceOrder) -> AnyResult:
     if in_place:
         return reduce_in_place(state, old, quantity_lots)
 
-    if mode is POST_ONLY and not old.post_only:
-        return refused(Code.instrument_post_only)
     if old.time_in_force is GTD and old.expires_at_us <= now_us:
         return refused(Code.expiry_in_past, now_us, old.expires_at_us)
     if old.session is not None and old.session.deadline_us <= now_us:
