@@ -37,6 +37,7 @@ from statemachine.store_files import (
 )
 from statemachine.store_flush import Flush
 from statemachine.store_pending import Generation
+from statemachine.store_pinned import PinnedState
 from statemachine.store_rows import Kind, day_of
 from statemachine.store_sealing import Prune, Pruned, Retention, Seal, remove_leftovers
 from statemachine.store_tables import IDENTITY_KEY, INFO, KEYS, RESULTS, Handle, Tables, open_environment
@@ -180,6 +181,10 @@ class Store:
 
     def _index_buckets(self) -> None:
         self._key_tables: list[tuple[int, Handle]] = sorted(self._tables.families[KEYS].items(), reverse=True)
+
+    def pin(self) -> PinnedState:
+        """The current records as of the last commit, to be paged through and closed soon."""
+        return PinnedState(self._tables)
 
     # ---- what the machine hands over ----
 
