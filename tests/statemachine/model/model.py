@@ -81,6 +81,7 @@ class Bounds:
 
     steps_max: int = 1_000
     chunk: int = 256
+    chunk_sessions: int = 256
     key_retention_us: int = 24 * 3_600_000_000
     key_bucket_us: int = 6 * 3_600_000_000
     sent_ahead_us: int = 10 * 60_000_000
@@ -140,7 +141,7 @@ class Sweep:
     def covers(self, order: Order) -> bool:
         return (
             order.open
-            and order.id <= self.order_id_max
+            and order.priority <= self.order_id_max
             and self.account in ("", order.ask.account)
             and self.symbol in ("", order.ask.symbol)
             and self.session in ("", order.ask.session)
@@ -170,6 +171,8 @@ class Log:
 
     answers: list[AnyResult | No] = field(default_factory=list)
     happened: list[tuple[object, ...]] = field(default_factory=list)
+    met: set[str] = field(default_factory=set)
+    """Which meetings of features came about, for a test to count."""
 
 
 def snake_case(name: str) -> str:
@@ -246,6 +249,8 @@ class Model:
                 if key.fingerprint == print_:
                     return Repeat(key.index, key.ordinal)
                 raise No(Code.key_reused)
+        if any((key.scope, key.key) == (envelope.scope, envelope.key) for key in self.keys):
+            self.met("a key is forgotten after its retention")
         counted = envelope.scope in self.accounts
         used = sum(1 for key in alive if key.scope == envelope.scope and key.counted)
         if counted and used >= self.accounts[envelope.scope]:
@@ -258,6 +263,9 @@ class Model:
     def run(self, command: AnyCommand) -> AnyResult:
         result: AnyResult = getattr(self, snake_case(type(command).__name__))(command)
         return result
+
+    def met(self, what: str) -> None:
+        self.log.met.add(what)
 
     # ---- what can be asked of the state
 
@@ -289,14 +297,13 @@ class Model:
         return int(units_of(ask, self.assets[ask.base], self.assets[ask.quote])[1])
 
     def dead(self, order: Order) -> Reason:
-        """Why time has ended this order, closed yet or not."""
+        """Why time, or the end of its session, has ended this order, closed yet or not."""
         if (session := self.sessions.get((order.ask.account, order.ask.session))) and session.deadline_us <= self.now:
             return Reason.session_expired
-        if any(sweep.reason == Reason.session_expired and sweep.covers(order) for sweep in self.sweeps):
-            return Reason.session_expired
-        if order.expires_at_us and order.expires_at_us <= self.now:
-            return Reason.day_ended if order.ask.time_in_force == TimeInForce.day else Reason.gtd_expired
-        return Reason.none
+        for sweep in self.sweeps:
+            if sweep.session and sweep.covers(order):
+                return sweep.reason
+        return self.late(order)
 
     def fresh(self, symbol: str) -> Reference | None:
         reference = self.references.get(symbol)
@@ -513,10 +520,18 @@ class Model:
                 raise No(Code.session_not_found)
 
         market = ask.type == OrderType.market
-        fresh = self.fresh(symbol)
-        if codes := list(self.size_errors(order, quantity)):
-            raise No(*codes)
-        if market and not fresh:
+        if not ask.budget_units and quantity < limits.quantity_lots_min:
+            raise No(Code.quantity_too_small)
+        if not ask.budget_units and quantity > limits.quantity_lots_max:
+            raise No(Code.quantity_too_large)
+        if not ask.price_ticks and symbol not in self.references:
+            raise No(Code.no_reference)
+        notional = ask.budget_units or self.limit_of(ask) * quantity * self.notional_unit(symbol)
+        if notional < limits.notional_units_min:
+            raise No(Code.notional_too_small)
+        if notional > limits.notional_units_max:
+            raise No(Code.notional_too_large)
+        if market and not self.fresh(symbol):
             raise No(Code.stale_reference if symbol in self.references else Code.no_reference)
         if not market and self.outside_band(symbol, ask.price_ticks):
             raise No(Code.price_out_of_band)
@@ -524,8 +539,10 @@ class Model:
             mine = [o for o in self.open_orders() if (o.ask.account, o.ask.symbol) == (ask.account, symbol)]
             if len([o for o in mine if o is not old]) >= limits.open_orders_max:
                 raise No(Code.open_orders_limit)
-        if ask.post_only and any(not self.dead(maker) for maker in self.crossed(order)):
-            raise No(Code.would_cross)
+        if ask.post_only and (crossed := self.crossed(order)):
+            if any(not self.dead(maker) for maker in crossed):
+                raise No(Code.would_cross)
+            self.met("post-only enters beside expired makers")
         listed = self.instruments[symbol]
         money = listed.quote if order.buys else listed.base
         if self.worst_hold(order) > self.available(ask.account, money) + (old.hold if old else 0):
@@ -561,22 +578,6 @@ class Model:
         elif tif == TimeInForce.gtd and ask.expires_at_us <= self.now:
             yield Code.expiry_in_past
 
-    def size_errors(self, order: Order, quantity: int) -> Iterator[Code]:
-        ask, limits = order.ask, self.instruments[order.ask.symbol].limits
-        if ask.budget_units:
-            notional: int | None = ask.budget_units
-        else:
-            if quantity < limits.quantity_lots_min:
-                yield Code.quantity_too_small
-            if quantity > limits.quantity_lots_max:
-                yield Code.quantity_too_large
-            priced = ask.price_ticks or self.fresh(ask.symbol)
-            notional = self.limit_of(ask) * quantity * self.notional_unit(ask.symbol) if priced else None
-        if notional is not None and notional < limits.notional_units_min:
-            yield Code.notional_too_small
-        if notional is not None and notional > limits.notional_units_max:
-            yield Code.notional_too_large
-
     def enter(self, order: Order, replaces: int) -> None:
         self.orders_made += 1
         self.orders[order.id] = order
@@ -588,8 +589,11 @@ class Model:
             self.close(order, Status.canceled, Reason.fok_unfilled)
             return
         if reason := self.sweep(order):
-            self.close(order, Status.filled if reason == Reason.filled else Status.canceled, reason)
-        elif order.buys:
+            spent = reason == Reason.budget_spent and order.filled > 0
+            self.close(order, Status.filled if spent or reason == Reason.filled else Status.canceled, reason)
+        else:
+            if order.hold < self.worst_hold(order):
+                self.met("a resting buy keeps less than a new one would hold")
             order.hold = min(order.hold, self.worst_hold(order))
 
     # ---- matching
@@ -604,10 +608,13 @@ class Model:
         lots = 0
         for maker in self.crossed(taker)[: self.bounds.steps_max]:
             if self.outside_band(taker.ask.symbol, maker.ask.price_ticks):
+                self.met("fok looks beyond the band")
                 break
             if self.dead(maker):
+                self.met("fok passes over an expired maker")
                 continue
             if maker.ask.account == taker.ask.account:
+                self.met(f"fok meets itself, {taker.ask.self_trade.name}")
                 if taker.ask.self_trade == SelfTrade.cancel_oldest:
                     continue
                 break
@@ -625,15 +632,22 @@ class Model:
             if step == self.bounds.steps_max:
                 return Reason.fill_limit
             if dead := self.dead(maker):
+                self.met(f"a taker meets a maker that is {dead.name}")
                 self.close(maker, Status.canceled if dead == Reason.session_expired else Status.expired, dead)
             elif maker.ask.account == ask.account:
+                kind = "budget" if ask.budget_units else f"{ask.type.name} {ask.time_in_force.name}"
+                self.met(f"{kind} meets itself, {ask.self_trade.name}")
                 if not self.meet_oneself(taker, maker):
                     return Reason.self_trade
             else:
                 lots = min(maker.leaves, self.affordable(taker, maker))
                 if not lots:
+                    self.met(f"a budget is spent, {'with' if taker.filled else 'without'} fills")
                     return Reason.budget_spent
                 self.trade(taker, maker, lots)
+                if ask.budget_units and maker.leaves:
+                    self.met("a budget buys a part of a maker")
+                    return Reason.budget_spent
         if not ask.budget_units and not taker.leaves:
             return Reason.filled
         if ask.type == OrderType.market:
@@ -650,15 +664,18 @@ class Model:
             self.close(maker, Status.canceled, Reason.self_trade)
         if mode != SelfTrade.decrement:
             return mode == SelfTrade.cancel_oldest
-        lots = min(taker.leaves, maker.leaves)
+        # Whoever would reach zero closes with what never traded; the other loses as many lots.
+        lots, equal = min(taker.leaves, maker.leaves), taker.leaves == maker.leaves
+        taker_goes_on, maker_stays = taker.leaves > lots, maker.leaves > lots
         for order in (maker, taker):
-            order.leaves -= lots
-            if order.leaves:
+            if order.leaves > lots:
+                order.leaves -= lots
                 order.hold = min(order.hold, self.worst_hold(order)) if order is maker else order.hold
                 self.log.happened.append(("reduced", order.id, lots, order.leaves))
-            elif order is maker:
-                self.close(maker, Status.canceled, Reason.self_trade)
-        return taker.leaves > 0
+        if not maker_stays:
+            self.close(maker, Status.canceled, Reason.self_trade)
+        self.met(f"decrement: {'both end' if equal else 'one ends'}")
+        return taker_goes_on
 
     def affordable(self, taker: Order, maker: Order) -> int:
         """Lots that a budget still buys at the maker's price, fees included; what is left for other orders."""
@@ -685,6 +702,8 @@ class Model:
         self.charge(maker, maker.maker_notional, notional, maker.maker_bps, listed.quote)
         taker.taker_notional += notional
         maker.maker_notional += notional
+        paid = "both pay" if taker.taker_bps and maker.maker_bps else "not both pay"
+        self.met(f"{listed.symbol}: {taker.ask.side.name} {taker.ask.type.name} takes, {paid}")
         for order in (taker, maker):
             order.filled += lots
             order.notional += notional
@@ -707,8 +726,10 @@ class Model:
     def charge(self, order: Order, before: int, notional: int, bps: int, asset: str) -> None:
         """The fee so far is rounded up; what is exact by whole units is earned, what rounding adds is set apart."""
         was, is_ = Fraction(before * bps, 10_000), Fraction((before + notional) * bps, 10_000)
+        rounding = (up(is_) - floor(is_)) - (up(was) - floor(was))
+        self.met(f"rounding of {rounding}")
         self.move(asset, order.ask.account, FEES, floor(is_) - floor(was))
-        self.move(asset, order.ask.account, ROUNDING, (up(is_) - floor(is_)) - (up(was) - floor(was)))
+        self.move(asset, order.ask.account, ROUNDING, rounding)
         order.fee += up(is_) - up(was)
 
     def close(self, order: Order, status: Status, reason: Reason, replaced_by: int = 0) -> None:
@@ -734,10 +755,9 @@ class Model:
         present = old.filled + old.leaves
         quantity, price = c.quantity_lots or present, c.price_ticks or old.ask.price_ticks
         in_place = price == old.ask.price_ticks and quantity < present
-        if self.modes[symbol] == Mode.halted:
-            raise No(Code.instrument_halted)
-        if self.modes[symbol] == Mode.cancel_only and not in_place:
-            raise No(Code.instrument_cancel_only)
+        self.check_halted(symbol)
+        if not in_place:
+            self.check_mode(symbol, post_only=old.ask.post_only)
         if self.closing_us(self.instruments[symbol].calendar) is None:
             raise No(Code.market_closed)
         if quantity <= old.filled:
@@ -749,14 +769,18 @@ class Model:
         if in_place:
             new = replace(old, id=self.orders_made + 1, ask=ask, leaves=leaves)
             new.hold = min(old.hold, self.worst_hold(new))
+            self.met(f"replaced in place: {'filled' if old.filled else 'unfilled'} {old.ask.side.name}")
             self.orders_made += 1
             self.close(old, Status.replaced, Reason.replaced, new.id)
             self.orders[new.id] = new
             self.log.happened.append(("opened", new.id, c.account, new.hold, old.id, new.filled, True))
         else:
+            if self.late(old):
+                raise No(Code.expiry_in_past)
             new = self.draft(ask, leaves)
             self.check_entry(new, quantity, old)
             new.filled, new.notional, new.fee = old.filled, old.notional, old.fee
+            self.met(f"replaced anew: {'filled' if old.filled else 'unfilled'} {old.ask.side.name}")
             self.close(old, Status.replaced, Reason.replaced, new.id)
             self.enter(new, old.id)
         answer = (new.status, new.reason, new.filled, new.leaves, new.notional, new.fee, self.now)
@@ -773,23 +797,39 @@ class Model:
         self.named(c.account)
         if c.symbol:
             self.listed(c.symbol)
+            self.check_halted(c.symbol)
         return self.mass_cancel(Sweep(c.account, c.symbol, "", Reason.mass_cancel, self.orders_made))
 
     def cancel_instrument_orders(self, c: CancelInstrumentOrders) -> AnyResult:
         self.listed(c.symbol)
+        self.check_halted(c.symbol)
         return self.mass_cancel(Sweep("", c.symbol, "", Reason.mass_cancel, self.orders_made))
+
+    def check_halted(self, symbol: str) -> None:
+        if self.modes[symbol] == Mode.halted:
+            raise No(Code.instrument_halted)
 
     def mass_cancel(self, sweep: Sweep) -> AnyResult:
         count = self.sweep_on(sweep, self.bounds.chunk)
         remaining = len(self.swept(sweep))
         if remaining:
+            same = (sweep.account, sweep.symbol, sweep.session)
+            for other in self.sweeps:
+                if (other.account, other.symbol, other.session) == same:
+                    self.met("two mass cancels of the same become one")
+                    other.order_id_max = sweep.order_id_max
+                    return CanceledMany(count, remaining)
+            self.met(f"{sweep.reason.name} leaves orders for later")
             self.sweeps.append(sweep)
         return CanceledMany(count, remaining)
 
     def swept(self, sweep: Sweep) -> list[Order]:
-        """What a mass cancel still has to cancel; in a halted instrument it passes orders over."""
+        """What a mass cancel still has to cancel. It passes over halted instruments; a session's end does not."""
         orders = [order for order in self.open_orders() if sweep.covers(order)]
-        orders = [order for order in orders if self.modes[order.ask.symbol] != Mode.halted]
+        halted = [order for order in orders if self.modes[order.ask.symbol] == Mode.halted and not sweep.session]
+        if halted:
+            self.met("a mass cancel passes over a halted instrument")
+        orders = [order for order in orders if order not in halted]
         return sorted(orders, key=lambda order: order.id)
 
     def sweep_on(self, sweep: Sweep, count_max: int) -> int:
@@ -809,7 +849,8 @@ class Model:
 
     def open_session(self, c: OpenSession) -> AnyResult:
         self.named(c.account)
-        if (c.account, c.session) in self.sessions:
+        ending = any((sweep.account, sweep.session) == (c.account, c.session) for sweep in self.sweeps)
+        if (c.account, c.session) in self.sessions or ending:
             raise No(Code.session_exists)
         if sum(1 for account, _ in self.sessions if account == c.account) >= self.bounds.sessions_max:
             raise No(Code.sessions_limit)
@@ -823,52 +864,65 @@ class Model:
         return SessionOpened(session.deadline_us)
 
     def close_session(self, c: CloseSession) -> AnyResult:
-        self.alive_session(c.account, c.session)
+        self.named(c.account)
+        if (c.account, c.session) not in self.sessions:
+            raise No(Code.session_not_found)
         del self.sessions[c.account, c.session]
         return self.mass_cancel(Sweep(c.account, "", c.session, Reason.session_closed, self.orders_made))
 
     def time_step(self, c: TimeStep) -> AnyResult:
-        left = self.bounds.chunk
-        while left and (due := self.due()):
-            order, reason = due[0]
-            status = Status.expired if reason in (Reason.gtd_expired, Reason.day_ended) else Status.canceled
-            self.close(order, status, reason)
-            left -= 1
-        for name, session in list(self.sessions.items()):
-            orders = [o for o in self.open_orders() if (o.ask.account, o.ask.session) == name]
-            if session.deadline_us <= self.now and not orders:
-                del self.sessions[name]
-        self.sweeps = [sweep for sweep in self.sweeps if self.swept(sweep)]
-        return Stepped(self.bounds.chunk - left, bool(self.due()))
+        """Sessions whose time is over, then orders, then mass cancels."""
+        left, count = self.bounds.chunk, 0
+        for _ in range(self.bounds.chunk_sessions):
+            expired = self.expired_sessions()
+            if not expired or not left:
+                break
+            orders = self.of_session(*expired[0])[:left]
+            for order in orders:
+                self.met("time closes: session_expired")
+                self.close(order, Status.canceled, Reason.session_expired)
+            if not self.of_session(*expired[0]):
+                del self.sessions[expired[0]]
+            left, count = left - len(orders), count + len(orders)
+        while left > 0 and (late := self.late_orders()):
+            reason = self.late(late[0])
+            self.met(f"time closes: {reason.name}")
+            self.close(late[0], Status.expired, reason)
+            left, count = left - 1, count + 1
+        for sweep in list(self.sweeps):
+            if left > 0:
+                closed = self.sweep_on(sweep, left)
+                left, count = left - closed, count + closed
+                if not self.swept(sweep):
+                    self.sweeps.remove(sweep)
+        more = bool(self.expired_sessions() or self.late_orders() or self.sweeps)
+        self.met("a time step leaves more" if more else "a time step leaves nothing")
+        return Stepped(count, more)
 
-    def due(self) -> list[tuple[Order, Reason]]:
-        """Everything that time has to close now, in order: sessions' orders, expired orders, mass cancels."""
-        found: list[tuple[Order, Reason]] = []
+    def expired_sessions(self) -> list[tuple[str, str]]:
+        """By deadline, then by name."""
         expired = sorted((s.deadline_us, name) for name, s in self.sessions.items() if s.deadline_us <= self.now)
-        for _, name in expired:
-            orders = [o for o in self.open_orders() if (o.ask.account, o.ask.session) == name]
-            found += [(order, Reason.session_expired) for order in sorted(orders, key=lambda order: order.id)]
-        late = [order for order in self.open_orders() if order.expires_at_us and order.expires_at_us <= self.now]
-        for order in sorted(late, key=lambda order: (order.expires_at_us, order.id)):
-            day = order.ask.time_in_force == TimeInForce.day
-            found.append((order, Reason.day_ended if day else Reason.gtd_expired))
-        for sweep in self.sweeps:
-            found += [(order, sweep.reason) for order in self.swept(sweep)]
-        return found
+        return [name for _, name in expired]
+
+    def of_session(self, account: str, session: str) -> list[Order]:
+        orders = [o for o in self.open_orders() if (o.ask.account, o.ask.session) == (account, session)]
+        return sorted(orders, key=lambda order: order.id)
+
+    def late_orders(self) -> list[Order]:
+        orders = [order for order in self.open_orders() if self.late(order)]
+        return sorted(orders, key=lambda order: (order.expires_at_us, order.id))
+
+    def late(self, order: Order) -> Reason:
+        if not order.expires_at_us or order.expires_at_us > self.now:
+            return Reason.none
+        return Reason.day_ended if order.ask.time_in_force == TimeInForce.day else Reason.gtd_expired
 
     def closing_us(self, calendar: Calendar) -> int | None:
         """When the present opening ends, or None when the market is closed now."""
         minutes_now = Fraction(self.now, MINUTE_US) + calendar.utc_offset_minutes
         today = floor(minutes_now / DAY_MINUTES)
-        if not any(calendar.weekly):
-            hours_today: SessionHours | None = SessionHours(0, DAY_MINUTES)
-            for day, hours in calendar.exceptions:
-                hours_today = hours if day == today else hours_today
-            openings = [(today, hours_today)]
-        else:
-            openings = [(day, hours_of(calendar, day)) for day in (today - 1, today)]
-        for day, hours in openings:
-            if hours:
+        for day in (today - 1, today):
+            if hours := hours_of(calendar, day):
                 opens, closes = day * DAY_MINUTES + hours.open_minute, day * DAY_MINUTES + hours.close_minute
                 if opens <= minutes_now < closes:
                     return (closes - calendar.utc_offset_minutes) * MINUTE_US
@@ -889,10 +943,12 @@ class Model:
 
 def hours_of(calendar: Calendar, day: int) -> SessionHours | None:
     """The opening that begins on a day: an exception's, else the weekday's. Day 0 was a Thursday."""
+    if not calendar.weekly:
+        return SessionHours(0, DAY_MINUTES)
     for exception, hours in calendar.exceptions:
         if exception == day:
             return hours
-    return calendar.weekly[(day + 3) % 7] if calendar.weekly else None
+    return calendar.weekly[(day + 3) % 7]
 
 
 def limits_are_bad(c: AddInstrument | SetLimits) -> bool:

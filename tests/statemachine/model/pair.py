@@ -1,0 +1,214 @@
+"""One machine and one model that are given the same batches and must agree on everything after each."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from statemachine.codec import Envelope, decode_command, encode_batch
+from statemachine.commands import Command
+from statemachine.events import AnyEvent, OrderClosed, OrderOpened, OrderReduced, Traded
+from statemachine.machine import Machine
+from statemachine.memory import MemoryBacking
+from statemachine.records import Applied, OrderRecord
+from statemachine.results import Refused
+from statemachine.types import FEES, ROUNDING, SYSTEM_ACCOUNTS, Side
+from tests.statemachine.model.model import Bounds, Log, Model, No, Order
+from tests.statemachine.model.replay import Replay
+from tests.statemachine.model.scenario import START_US, Shape, Writer, ahead_us
+
+BOUNDS = Bounds(steps_max=3, chunk=3, chunk_sessions=2, withdrawals_max=3, sessions_max=2)
+SHRUNK = {"STEPS_MAX": 3, "CHUNK_ORDERS": 3, "CHUNK_SESSIONS": 2, "WITHDRAWALS_OPEN_MAX": 3, "SESSIONS_OPEN_MAX": 2}
+RESTART = range(1, 5)
+
+
+@contextmanager
+def shrunk() -> Iterator[None]:
+    """Make the machine's bounds as small as BOUNDS, wherever its modules hold them."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("statemachine.")]
+    homes = [(module, name, getattr(module, name)) for module in modules for name in SHRUNK if hasattr(module, name)]
+    if {name for _, name, _ in homes} != set(SHRUNK):
+        raise AssertionError("a bound has another name now")
+    try:
+        for module, name, _ in homes:
+            setattr(module, name, SHRUNK[name])
+        yield
+    finally:
+        for module, name, value in homes:
+            setattr(module, name, value)
+
+
+def happened(event: AnyEvent) -> tuple[object, ...] | None:
+    """An event as the model tells it; None for those that it does not tell."""
+    match event:
+        case OrderOpened() as e:
+            return ("opened", e.order_id, e.account, e.hold_units, e.replaces, e.filled_lots, e.kept_priority)
+        case Traded() as t:
+            taker = (t.taker_order_id, t.taker_fee_units, t.taker_leaves_lots)
+            maker = (t.maker_order_id, t.maker_fee_units, t.maker_leaves_lots)
+            return ("traded", t.trade_id, t.price_ticks, t.quantity_lots, t.notional_units, *taker, *maker)
+        case OrderReduced() as r:
+            return ("reduced", r.order_id, r.reduced_lots, r.leaves_lots)
+        case OrderClosed() as c:
+            amounts = (c.filled_lots, c.leaves_lots, c.notional_units, c.fee_units)
+            return ("closed", c.order_id, c.status, c.reason, *amounts, c.replaced_by)
+        case _:
+            return None
+
+
+class Pair:
+    """Raises AssertionError with all that was asked so far when the two disagree."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.model = Model(BOUNDS)
+        self.backing = MemoryBacking()
+        self.machine = Machine(self.backing)
+        self.replay = Replay()
+        self.writer = Writer(self.model)
+        self.seen: Counter[str] = Counter()
+        self.asked: list[str] = []
+        self.index = 0
+        self.ahead_us = 0
+        self.waiting: list[Envelope] = []
+        self.apply(START_US, self.writer.opening(shape))
+
+    def step(self, step: bytes) -> None:
+        """Take one step; some wait for the next, so that a batch holds more than one command."""
+        if step[0] == 0:
+            return
+        if step[0] in RESTART:
+            self.finish()
+            self.restart()
+            return
+        self.waiting.append(self.writer.step(step))
+        self.ahead_us = ahead_us(step[13]) if len(self.waiting) == 1 else self.ahead_us
+        if step[12] % 4:
+            self.finish()
+
+    def finish(self) -> None:
+        if self.waiting:
+            self.apply(self.model.now + self.ahead_us, self.waiting)
+            self.waiting = []
+
+    def restart(self) -> None:
+        """The machine as it comes back from what it handed out."""
+        self.backing.store(self.machine.collect())
+        self.machine = Machine(self.backing, self.backing.state())
+        self.asked.append("restart")
+
+    def apply(self, stamp_us: int, envelopes: list[Envelope]) -> None:
+        self.index += 1
+        self.asked.append(f"batch {self.index} stamped {stamp_us - START_US:+}")
+        self.asked += [f"  {e.scope} {e.key} {e.sent_at_us} {decode_command(e.body)}" for e in envelopes]
+        log = self.model.apply(self.index, stamp_us, envelopes)
+        applied = self.machine.apply(self.index, encode_batch(stamp_us, envelopes))
+        self.backing.write(applied)
+        self.seen.update(log.met)
+        self.compare_answers(log, applied, [decode_command(envelope.body) for envelope in envelopes])
+        self.compare_events(log, applied)
+        self.compare_balances(applied)
+        self.compare_state()
+
+    def compare_answers(self, log: Log, applied: Applied, commands: list[Command]) -> None:
+        if applied.time_us != self.model.now:
+            self.disagree("time", self.model.now, applied.time_us)
+        if len(log.answers) != len(applied.results):
+            self.disagree("count of answers", len(log.answers), len(applied.results))
+        for command, answer, result in zip(commands, log.answers, applied.results, strict=True):
+            told = type(command).__name__
+            if isinstance(answer, No):
+                if not isinstance(result, Refused) or result.code not in answer.codes:
+                    self.disagree(f"answer to {command}", sorted(code.name for code in answer.codes), result)
+                self.seen[f"{told}: {result.code.name}"] += 1
+                self.seen[result.code.name] += 1
+            else:
+                if answer != result:
+                    self.disagree(f"answer to {command}", answer, result)
+                self.seen[f"{told}: {type(answer).__name__}"] += 1
+
+    def compare_events(self, log: Log, applied: Applied) -> None:
+        told = [line for event in applied.events if (line := happened(event))]
+        for expected, line in zip(log.happened, told, strict=False):
+            if expected != line:
+                self.disagree("event", expected, line)
+        if len(log.happened) != len(told):
+            self.disagree("events", log.happened, told)
+        self.seen.update(f"closed: {line[3].name}" for line in log.happened if line[0] == "closed")  # type: ignore[attr-defined]
+
+    def compare_balances(self, applied: Applied) -> None:
+        model, replay = self.model, self.replay
+        try:
+            replay.follow(applied.events)
+        except (AssertionError, KeyError) as error:
+            self.disagree("replay of events", "balances", repr(error))
+        for account in (*SYSTEM_ACCOUNTS, *model.accounts):
+            for asset in model.assets:
+                owned = model.owned.get((account, asset), 0), model.held(account, asset)
+                if account not in (FEES, ROUNDING):
+                    from_events = replay.owned[account, asset], replay.held[account, asset]
+                    if owned != from_events:
+                        self.disagree(f"owned and held by {account} in {asset}, from events", owned, from_events)
+        for asset in model.assets:
+            total = sum(model.owned.get((account, asset), 0) for account in (FEES, ROUNDING))
+            if total != replay.owned[FEES, asset]:
+                self.disagree(f"fees in {asset}, from events", total, replay.owned[FEES, asset])
+        rows = {order.id: (order.leaves, order.filled, order.hold) for order in model.open_orders()}
+        from_events_rows = {i: (replay.leaves[i], replay.filled[i], replay.holds[i]) for i in replay.open}
+        if rows != from_events_rows:
+            self.disagree("open orders, from events", rows, from_events_rows)
+
+    def compare_state(self) -> None:
+        """What the machine itself says it holds: balances, orders, books."""
+        model, machine = self.model, self.machine
+        for name in (*SYSTEM_ACCOUNTS, *model.accounts):
+            record = machine.account(name)
+            balances = {asset: (free, held) for asset, free, held in record.balances} if record else {}
+            for asset in model.assets:
+                expected = model.available(name, asset), model.held(name, asset)
+                if expected != balances.get(asset, (0, 0)):
+                    self.disagree(f"available and held, {name} {asset}", expected, balances.get(asset))
+            expected_orders = [order_of(order) for order in model.open_orders() if order.ask.account == name]
+            orders = [order_of_record(order) for order in machine.open_orders(name)]
+            if sorted(expected_orders) != orders:
+                self.disagree(f"open orders of {name}", sorted(expected_orders), orders)
+        for symbol in model.instruments:
+            book = tuple(levels(model.side(symbol, side)) for side in (Side.buy, Side.sell))
+            if book != machine.book(symbol, 100):
+                self.disagree(f"book of {symbol}", book, machine.book(symbol, 100))
+
+    def disagree(self, what: str, model: object, machine: object) -> NoReturn:
+        asked = "\n".join(self.asked)
+        raise AssertionError(f"{self.shape}\n{asked}\n{what}\n  model:   {model}\n  machine: {machine}")
+
+
+def order_of(order: Order) -> tuple[object, ...]:
+    amounts = (order.leaves, order.filled, order.notional, order.fee, order.hold)
+    ask = order.ask
+    frozen = (order.expires_at_us, order.maker_bps, order.taker_bps, order.maker_notional, order.taker_notional)
+    return (
+        order.id,
+        ask.symbol,
+        ask.side,
+        ask.price_ticks,
+        order.status,
+        *amounts,
+        *frozen,
+        ask.post_only,
+        ask.session,
+    )
+
+
+def order_of_record(order: OrderRecord) -> tuple[object, ...]:
+    o = order
+    amounts = (o.leaves_lots, o.filled_lots, o.notional_units, o.fee_units, o.hold_units)
+    frozen = (o.expires_at_us, o.maker_bps, o.taker_bps, o.maker_notional_units, o.taker_notional_units)
+    return (o.order_id, o.symbol, o.side, o.price_ticks, o.status, *amounts, *frozen, o.post_only, o.session)
+
+
+def levels(orders: list[Order]) -> list[tuple[int, int, int]]:
+    """(price, lots, orders) of each level, best first."""
+    prices = list(dict.fromkeys(order.ask.price_ticks for order in orders))
+    at = {price: [order.leaves for order in orders if order.ask.price_ticks == price] for price in prices}
+    return [(price, sum(at[price]), len(at[price])) for price in prices]
