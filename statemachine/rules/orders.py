@@ -203,7 +203,7 @@ def replace(state: State, command: ReplaceOrder) -> AnyResult:
     if in_place:
         return reduce_in_place(state, old, quantity_lots)
 
-    if old.time_in_force is GTD and old.expires_at_us <= now_us:
+    if 0 < old.expires_at_us <= now_us:  # a day order too: its day is over, though its chunk has not come
         return refused(Code.expiry_in_past, now_us, old.expires_at_us)
     if old.session is not None and old.session.deadline_us <= now_us:
         return refused(Code.session_not_found)
