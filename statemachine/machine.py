@@ -322,6 +322,10 @@ class Machine:
     def asset(self, name: str) -> AssetRecord | None:
         return self._state.assets.get(name)
 
+    def assets(self) -> list[AssetRecord]:
+        """All of them, by name."""
+        return [record for _, record in sorted(self._state.assets.items())]
+
     def instrument(self, symbol: str) -> InstrumentRecord | None:
         instrument = self._state.instruments.get(symbol)
         return None if instrument is None else instrument.record()
