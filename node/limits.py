@@ -349,6 +349,7 @@ def _refusal(request: web.Request, error: NodeError, headers: dict[str, str] | N
         headers=headers,
     )
     response.headers["X-Request-ID"] = request_id
+    response.headers.update(error.headers)
     if error.retry_after_s or error.status in (429, 503):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:

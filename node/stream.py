@@ -5,7 +5,6 @@ are applied, so frames may be answered out of order: `id` says which.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -18,6 +17,7 @@ from msgspec import Struct
 
 from cluster import wire
 from node.auth import Principal, Role
+from node.bodies import refused_body
 from node.channel import (
     CLOSE_MALFORMED,
     CLOSE_SHUTDOWN,
@@ -25,6 +25,7 @@ from node.channel import (
     Channel,
 )
 from node.context import PRINCIPAL, Node
+from node.door import Unseen
 from node.errors import (
     Forbidden,
     InternalError,
@@ -59,8 +60,6 @@ SESSIONS_PER_STREAM_MAX = 16
 CATCH_UP_BYTES_MAX = 1024 * 1024
 """While more than this waits to be written, reading the past pauses."""
 
-_FIELD = re.compile(r"at `\$\.?([^`]*)`")
-
 
 class _RawSubmit(Struct, frozen=True, forbid_unknown_fields=True, tag="submit", tag_field="action"):
     """A frame of commands of which some may be malformed."""
@@ -94,15 +93,17 @@ MSGPACK = Format(WSMsgType.BINARY)
 UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError, MemoryError, OverflowError)
 
 
-def malformed(error: BaseException) -> Malformed:
+def unreadable(error: BaseException) -> NodeError:
     """A decoder's error in our words, with the field where it names one."""
-    text = str(error)
-    found = _FIELD.search(text)
+    if isinstance(error, msgspec.ValidationError):
+        return refused_body(error)
     if isinstance(error, RecursionError):
-        text = "nested too deeply"
-    elif not isinstance(error, msgspec.MsgspecError):
-        text = "not readable"
-    return Malformed(text, field=found.group(1) if found else "")
+        return Malformed("nested too deeply")
+    return Malformed("neither JSON in a text frame nor msgpack in a binary one")
+
+
+def key_of(request: wire.AnyRequest) -> str:
+    return getattr(request, "client_order_id", "")
 
 
 class _Frame:
@@ -111,7 +112,7 @@ class _Frame:
     __slots__ = ("began", "format", "id", "prepared", "refused", "size")
 
     def __init__(
-        self, number: int, prepared: list[Prepared], refused: dict[int, wire.Answer] | None, size: int, how: Format
+        self, number: int, prepared: list[Prepared], refused: dict[int, wire.Answer], size: int, how: Format
     ) -> None:
         self.id = number
         self.prepared = prepared
@@ -136,6 +137,8 @@ class Connection:
         self.guard = OrderGuard(hub.node.submitter, hub.node.door.unguard)
         self.leaving = False
         self._live = False
+        self._unseen: Callable[[], None] | None = None
+        self._behind: NodeError | None = None
         self._close_code = 0
         self._close_reason = ""
         trace = request.get(TRACE)
@@ -168,6 +171,8 @@ class Connection:
                     break
                 if not self._take(cast(bytes, message.data)) or self.channel.is_cut:
                     break
+                if self._unseen is not None:
+                    await self._look_again()
             await self._close_after_error()
         finally:
             self.hub.private.leave(self)
@@ -213,20 +218,20 @@ class Connection:
         try:
             raw = self.format.raw_submit(data)
         except UNREADABLE:
-            return self._fail(malformed(error), CLOSE_MALFORMED)
+            return self._fail(unreadable(error), CLOSE_MALFORMED)
         if self.principal is None:
             return self._fail(Unauthenticated("authenticate first"), CLOSE_UNAUTHENTICATED)
         size = len(raw.commands)
         if not (0 <= raw.id <= 2**53 and 10 <= raw.timeout_ms <= 60_000 and 0 < size <= wire.COMMANDS_PER_FRAME_MAX):
-            return self._fail(malformed(error), CLOSE_MALFORMED)
+            return self._fail(unreadable(error), CLOSE_MALFORMED)
         requests: list[wire.AnyRequest] = []
-        refused: dict[int, wire.Answer] = {}
+        malformed: dict[int, wire.Answer] = {}
         for place, command in enumerate(raw.commands):
             try:
                 requests.append(self.format.request(command))
             except UNREADABLE as reason:
-                refused[place] = refusal(malformed(reason), self._key_of(command))
-        self._submit(raw.id, requests, raw.timeout_ms, refused, size)
+                malformed[place] = refusal(unreadable(reason), self._key_of(command))
+        self._submit(raw.id, requests, raw.timeout_ms, malformed, size)
         return True
 
     def _key_of(self, command: msgspec.Raw) -> str:
@@ -241,35 +246,46 @@ class Connection:
         number: int,
         requests: list[wire.AnyRequest],
         timeout_ms: int,
-        refused: dict[int, wire.Answer] | None,
+        malformed: dict[int, wire.Answer] | None,
         size: int,
+        looked: bool = False,
     ) -> None:
+        """malformed: answers to those of the `size` commands that are not among the requests, by place.
+        looked: this node was brought up to date since these requests named something unknown."""
         principal = self.principal
         if principal is None:
             return
         envelope = self._node.door.envelope
         prepared: list[Prepared] = []
-        places = range(size) if not refused else [place for place in range(size) if place not in refused]
+        refused = dict(malformed) if malformed else {}
+        places = [place for place in range(size) if place not in malformed] if malformed else range(size)
         cancels = 0
         for place, request in zip(places, requests, strict=True):
             try:
                 one = envelope(request, principal)
+            except Unseen as error:
+                if not looked:
+                    # This node may be behind. Nothing of the frame was submitted; the reader waits, so that
+                    # later frames stay behind this one.
+                    self._unseen = partial(self._submit, number, requests, timeout_ms, malformed, size, True)
+                    return
+                refused[place] = refusal(self._behind or error, request.key or key_of(request))
+                continue
             except NodeError as error:
-                refused = refused if refused is not None else {}
-                refused[place] = refusal(error, error.key or request.key or getattr(request, "client_order_id", ""))
+                refused[place] = refusal(error, request.key or key_of(request))
                 continue
             except Exception:
                 log.exception("a request broke the door", kind=type(request).__name__)
-                refused = refused if refused is not None else {}
                 refused[place] = refusal(InternalError("we were wrong; nothing was logged"), request.key)
                 continue
             prepared.append(one)
             cancels += one.is_cancel
+        if refused:
+            self._node.limiter.take(principal.subject, commands=len(refused))
         commands = len(prepared) - cancels
         grant = self._node.limiter.take(principal.subject, commands=commands, cancels=cancels)
         room = IN_FLIGHT_MAX - self.in_flight
         if grant.commands < commands or grant.cancels < cancels or len(prepared) > room:
-            refused = refused if refused is not None else {}
             prepared = self._shed(prepared, places, refused, grant.commands, grant.cancels, grant.retry_after_s)
         frame = _Frame(number, prepared, refused, size, self.format)
         if not prepared:
@@ -279,6 +295,16 @@ class Connection:
         self._idle.clear()
         future = self._node.submitter.start(prepared, timeout_ms=timeout_ms, traceparent=self._traceparent)
         future.add_done_callback(partial(self._done, frame))
+
+    async def _look_again(self) -> None:
+        """Bring this node up to date, then submit the frame that named something unknown."""
+        submit, self._unseen, self._behind = self._unseen, None, None
+        try:
+            await self._node.reads.linearizable()
+        except NodeError as error:
+            self._behind = error  # whether it exists is not known
+        if submit is not None:
+            submit()
 
     def _shed(
         self,
