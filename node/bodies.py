@@ -7,7 +7,7 @@ import msgspec
 
 from node.errors import InvalidField, Malformed, NodeError
 
-Body = TypeVar("Body")
+Body = TypeVar("Body", covariant=True)
 
 _at = re.compile(r" - at `(key in )?\$\.?([^`]*)`\Z")
 _named = re.compile(r"(?:unknown|required) field `([^`]{1,64})`")

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
+from node.errors import NodeError
 from statemachine.records import Applied
 
 if TYPE_CHECKING:
     from cluster.consensus.engine import Engine
-    from node.auth import Authenticator, Principal
+    from node.answers import Answers
+    from node.auth import Authenticator
+    from node.catalogue import Catalogue
     from node.config import NodeConfig
     from node.door import Door
+    from node.intake import Intake
     from node.metrics import Metrics
     from node.ratelimit import RateLimiter
     from node.reads import Reads
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from statemachine.history import History
     from statemachine.machine import Machine
     from statemachine.store import Store
+
+from node.auth import Principal
 
 
 class Drains(Protocol):
@@ -34,8 +40,8 @@ class Drains(Protocol):
 class Node:
     """The objects of one member. All of them live on one event loop.
 
-    A witness has no machine, store, history, door, submitter or reads: using them raises AttributeError,
-    and none of the handlers that do is routed there.
+    A witness has no machine, store, history, catalogue, door, intake, submitter, answers or reads: using them
+    raises AttributeError, and none of the handlers that do is routed there.
     """
 
     config: "NodeConfig"
@@ -43,8 +49,11 @@ class Node:
     machine: "Machine"
     store: "Store"
     history: "History"
+    catalogue: "Catalogue"
     door: "Door"
+    intake: "Intake"
     submitter: "Submitter"
+    answers: "Answers"
     reads: "Reads"
     authenticator: "Authenticator"
     session_tokens: "SessionTokens"
@@ -67,8 +76,18 @@ class Node:
     def is_witness(self) -> bool:
         return self.config.is_witness
 
+    def count(self, entry: str, error: NodeError | None) -> None:
+        """Count one command that was answered: done, refused by a rule, failed definitely, or unknown."""
+        if error is None:
+            answer = "done"
+        elif error.number < 1_000:
+            answer = "refused"
+        else:
+            answer = "failed" if error.definite else "unknown"
+        self.metrics.commands.labels(entry, answer).inc()
+
 
 NODE: web.AppKey[Node] = web.AppKey("node", Node)
-PRINCIPAL: "web.RequestKey[Principal]" = web.RequestKey("principal", object)
+PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
 """Who asks; set by the middleware before any handler of /v1 runs."""
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)

@@ -145,7 +145,7 @@ class Door:
                 raise InvalidField("give qty or notional, not both", field="notional")
             if kind is _LIMIT or side is not _BUY:
                 raise RuleRefused(Code.budget_not_allowed, key=key)
-            budget_units = Money(market.quote, market.quote_scale).units(budget, "notional")
+            budget_units = market.budget_units(budget)
         else:
             budget_units = 0
         command = commands.PlaceOrder(

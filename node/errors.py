@@ -21,6 +21,8 @@ class NodeError(Exception):
         self.message = message
         self.field = field
         self.key = key
+        self.headers: dict[str, str] = {}
+        """What an HTTP answer says besides the body."""
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
 

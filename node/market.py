@@ -144,6 +144,10 @@ class Market:
             _remember(self._quantities, lots, quantity)
         return quantity
 
+    def budget_units(self, number: Number, field: str = "notional") -> int:
+        """An amount of the quote asset. Raises InvalidField: not positive, not exact, or too large."""
+        return positive_units(number, self.quote_scale, field)
+
     def average_price(self, notional_units: int, lots: int) -> str:
         """Rounded half up to six digits behind those of the price; empty when nothing traded."""
         if not lots:
@@ -168,7 +172,11 @@ class Money(Struct, frozen=True):
 
     def units(self, number: Number, field: str = "amount") -> int:
         """Raises InvalidField: not positive, not exact, or more than may exist."""
-        units = parse(number, self.scale, field, largest=AMOUNT_UNITS_MAX)
-        if not units:
-            raise InvalidField(f"{field} must be above zero", field=field)
-        return units
+        return positive_units(number, self.scale, field)
+
+
+def positive_units(number: Number, scale: int, field: str) -> int:
+    units = parse(number, scale, field, largest=AMOUNT_UNITS_MAX)
+    if not units:
+        raise InvalidField(f"{field} must be above zero", field=field)
+    return units

@@ -1,0 +1,80 @@
+"""Answers of the past by key: what ends every "unknown", for as long as keys are kept."""
+
+from typing import Protocol
+
+from cluster import wire
+from node.catalogue import Catalogue
+from node.outcomes import RuleRefused, rendered
+from node.submit import Outcome
+from statemachine.codec import key_digest
+from statemachine.records import KeyRecord
+from statemachine.results import (
+    AnyResult,
+    Canceled,
+    Moved,
+    Placed,
+    Refused,
+    Replaced,
+    WithdrawalPending,
+)
+from statemachine.types import KEY_BUCKET_US, KEY_RETENTION_US
+
+
+class Keys(Protocol):
+    def key(self, digest: bytes, bucket_min: int) -> KeyRecord | None: ...
+
+
+class Results(Protocol):
+    def result(self, index: int, ordinal: int) -> AnyResult | None: ...
+
+
+class Clock(Protocol):
+    @property
+    def time_us(self) -> int: ...
+
+
+class Answers:
+    """Finds what a key was answered, as of what is applied here."""
+
+    def __init__(self, keys: Keys, results: Results, clock: Clock, catalogue: Catalogue) -> None:
+        self._keys = keys
+        self._results = results
+        self._clock = clock
+        self._catalogue = catalogue
+
+    def result(self, index: int, ordinal: int) -> AnyResult | None:
+        return self._results.result(index, ordinal)
+
+    def of_key(self, scope: str, key: str) -> Outcome | None:
+        """The first answer to this key, or None when it is not known within retention."""
+        bucket_min = max(0, (self._clock.time_us - KEY_RETENTION_US) // KEY_BUCKET_US)
+        record = self._keys.key(key_digest(scope, key), bucket_min)
+        if record is None:
+            return None
+        result = self._results.result(record.index, record.ordinal)
+        return None if result is None else Outcome(record.index, result, True)
+
+    def render(self, scope: str, key: str, outcome: Outcome) -> wire.Answer:
+        """An answer of the past, in the units of the instrument or asset that it is about."""
+        result = outcome.result
+        account = "" if scope.startswith("@") else scope
+        if isinstance(result, Refused):
+            error = RuleRefused(result.code, key=key)
+            return wire.Answer(
+                key=key,
+                index=outcome.index,
+                replay=True,
+                error=error.error,
+                code=error.code,
+                message=error.message,
+                field=error.field,
+            )
+        market = None
+        scale = 0
+        if isinstance(result, Placed | Replaced | Canceled):
+            order = self._catalogue.order(result.order_id)
+            market = None if order is None else self._catalogue.market(order.symbol)
+        elif isinstance(result, Moved | WithdrawalPending):
+            money = self._catalogue.money(result.asset)
+            scale = 0 if money is None else money.scale
+        return rendered(key, outcome.index, True, result, market=market, scale=scale, account=account)
