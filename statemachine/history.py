@@ -7,10 +7,10 @@ memory and tables, up to a millisecond for each row that lies in another block o
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from statemachine.codec import decode_results
 from statemachine.records import LedgerRow, OrderRecord, TradeRow, id_key
@@ -18,7 +18,7 @@ from statemachine.results import AnyResult
 from statemachine.segments import Segment
 from statemachine.store_files import PastGone
 from statemachine.store_pending import Generation
-from statemachine.store_rows import BLOCK_DECODERS, ROW_ID, EventBatch, Kind, decode_order, decode_result_batches
+from statemachine.store_rows import ROW_DECODERS, ROW_ID, EventBatch, Kind, decode_result_batches, split_block
 from statemachine.store_tables import RESULTS, STRAYS, Cursor, Handle, Tables
 
 CACHED_BLOCKS_MAX = 128
@@ -39,12 +39,12 @@ class Page(Struct, Generic[Row], frozen=True):
 
 
 class BlockCache:
-    """The blocks decoded last. Blocks never change, so a cached one is never stale."""
+    """The blocks read last, split into rows. Blocks never change, so a cached one is never stale."""
 
     def __init__(self) -> None:
-        self._blocks: OrderedDict[tuple[Kind, int, bool, int], list[Any]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[Kind, int, bool, int], list[Raw]] = OrderedDict()
 
-    def get(self, key: tuple[Kind, int, bool, int], read: Callable[[], list[Any]]) -> list[Any]:
+    def get(self, key: tuple[Kind, int, bool, int], read: Callable[[], list[Raw]]) -> list[Raw]:
         rows = self._blocks.get(key)
         if rows is None:
             rows = read()
@@ -74,6 +74,7 @@ class RowLog(Generic[Row]):
         self._generations = generations
         self._cache = cache
         self._row_id = ROW_ID[kind]
+        self._decode = ROW_DECODERS[kind]
 
     def get(self, number: int) -> Row | None:
         for generation in reversed(self._generations):
@@ -93,23 +94,34 @@ class RowLog(Generic[Row]):
             if self.kind == Kind.closed_orders:
                 value = reader.get(id_key(number), db=handle)
                 if value is not None:
-                    return decode_order(value)  # type: ignore[return-value]
+                    return self._decode(value)  # type: ignore[no-any-return]
                 continue
             cursor = reader.cursor(handle)
             if seek_block(cursor, number):
-                return find_row(self._hot_block(day, cursor), number, self._row_id)
+                return self._find(self._hot_block(day, cursor), number)
         return None
 
-    def _hot_block(self, day: int, cursor: Cursor) -> list[Any]:
+    def _find(self, rows: list[Raw], number: int) -> Row | None:
+        """Ids mostly have no gaps: look where the row should be, then search."""
+        first = self._row_id(self._decode(rows[0]))
+        position = number - first
+        if not 0 <= position < len(rows) or self._row_id(self._decode(rows[position])) != number:
+            position = bisect_left(rows, number, key=lambda row: self._row_id(self._decode(row)))
+        if position == len(rows):
+            return None
+        row: Row = self._decode(rows[position])
+        return row if self._row_id(row) == number else None
+
+    def _hot_block(self, day: int, cursor: Cursor) -> list[Raw]:
         first = int.from_bytes(cursor.key(), "big")
-        return self._cache.get((self.kind, day, False, first), lambda: BLOCK_DECODERS[self.kind](cursor.value()))
+        return self._cache.get((self.kind, day, False, first), lambda: split_block(cursor.value()))
 
     def _from_segments(self, number: int) -> Row | None:
         segment = self._segment_of(number)
         if segment is None:
             return None
         position = segment.block_of(number)
-        return find_row(self._sealed_block(segment, position), number, self._row_id) if position >= 0 else None
+        return self._find(self._sealed_block(segment, position), number) if position >= 0 else None
 
     def _segment_of(self, number: int) -> Segment | None:
         if self.kind == Kind.closed_orders:
@@ -123,7 +135,7 @@ class RowLog(Generic[Row]):
                 return segment if number <= segment.entry.last_id else None
         return None
 
-    def _sealed_block(self, segment: Segment, position: int) -> list[Any]:
+    def _sealed_block(self, segment: Segment, position: int) -> list[Raw]:
         return self._cache.get((self.kind, segment.entry.day, True, position), lambda: segment.block(position))
 
     def iterate(self, first_id: int = 0) -> Iterator[Row]:
@@ -140,7 +152,7 @@ class RowLog(Generic[Row]):
         if self.kind != Kind.closed_orders:
             first_id = max(first_id, last_id + 1)
         for generation in self._generations:
-            yield from self._from(list(generation.rows[self.kind].values()), first_id)
+            yield from self._from(generation.rows[self.kind].values(), first_id)
 
     def _is_pending(self, first_id: int) -> bool:
         """Whether all from this id on waits in memory: so it is for whoever follows the newest."""
@@ -154,21 +166,19 @@ class RowLog(Generic[Row]):
                 continue
             start = max(segment.block_of(first_id), 0) if ordered else 0
             for position in range(start, len(segment.index().blocks)):
-                yield from self._from(self._sealed_block(segment, position), first_id)
+                yield from self._from(map(self._decode, self._sealed_block(segment, position)), first_id)
         for day, handle in reversed(self._days()):
             cursor = self._tables.reader().cursor(handle)
             found = (ordered and seek_block(cursor, first_id)) or cursor.first()
             while found:
                 if ordered:
-                    yield from self._from(self._hot_block(day, cursor), first_id)
+                    yield from self._from(map(self._decode, self._hot_block(day, cursor)), first_id)
                 else:
-                    yield decode_order(cursor.value())  # type: ignore[misc]
+                    yield self._decode(cursor.value())
                 found = cursor.next()
 
-    def _from(self, rows: list[Row], first_id: int) -> list[Row]:
-        if not rows or self._row_id(rows[0]) >= first_id:
-            return rows
-        return [row for row in rows if self._row_id(row) >= first_id]
+    def _from(self, rows: Iterable[Row], first_id: int) -> Iterator[Row]:
+        return (row for row in rows if self._row_id(row) >= first_id)
 
 
 def seek_block(cursor: Cursor, number: int) -> bool:

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from statemachine.audit import audit
 from statemachine.codec import UnknownFormat
+from statemachine.records import AccountRecord
 from statemachine.segments import verify_segment
 from statemachine.store_files import (
     DATA_FILE,
@@ -244,8 +245,13 @@ def check_state(view: View, counts: dict[str, int], *, with_ledger: bool) -> lis
     state = view.load()
     if state is None:
         return []
-    accounts = list(view.accounts())
-    counts["accounts"] = len(accounts)
+    counts["accounts"] = 0
+
+    def counted() -> Iterator[AccountRecord]:
+        for account in view.accounts():
+            counts["accounts"] += 1
+            yield account
+
     for table, records in (
         ("assets", state.assets),
         ("instruments", state.instruments),
@@ -255,7 +261,7 @@ def check_state(view: View, counts: dict[str, int], *, with_ledger: bool) -> lis
     ):
         counts[table] = len(records)
     whole = with_ledger and Kind.ledger not in view.pruned
-    return audit(state, accounts, view.history.ledger_log.iterate() if whole else None)
+    return audit(state, counted(), view.history.ledger_log.iterate() if whole else None)
 
 
 def main(path: Path) -> None:

@@ -12,13 +12,12 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from statemachine.records import Record, encode_record
 from statemachine.store_files import StoreDamaged, fsync_folder
-from statemachine.store_rows import BLOCK_DECODERS, SEALED_BLOCK_BYTES, Kind, pack
+from statemachine.store_rows import SEALED_BLOCK_BYTES, Kind, pack, split_block
 
 MAGIC = b"TBSEG\x01\r\n"
 FOOTER_BYTES = 8 + 8 + 4 + 32 + len(MAGIC)
@@ -183,12 +182,13 @@ class Segment:
         self.index()
         return bisect_right(self._firsts, number) - 1
 
-    def block(self, position: int) -> list[Any]:
+    def block(self, position: int) -> list[msgspec.Raw]:
+        """The rows of one block, still encoded."""
         entry = self.index().blocks[position]
         packed = os.pread(self._fd, entry.length, entry.offset)
         if zlib.crc32(packed) != entry.crc:
             raise SegmentDamaged(f"{self.path.name}: block {position} at byte {entry.offset} is damaged")
-        return BLOCK_DECODERS[self.entry.kind](zlib.decompress(packed))
+        return split_block(zlib.decompress(packed))
 
     def close(self) -> None:
         if self._fd >= 0:

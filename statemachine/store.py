@@ -94,6 +94,8 @@ class Store:
         self._flying: Flush | None = None
         self._generations: list[Generation] = [Generation()]
         """Oldest first: the one being written, if any, and the one that collects."""
+        self._garbage = Generation()
+        """What the last flush wrote; the worker of the next one frees it."""
         check_folder(path)
         make_folder(self.segments_path)
         self._lock = OwnerLock(path, f"cluster {cluster_id}, member {member}")
@@ -231,7 +233,14 @@ class Store:
             if bucket < changes.drop_buckets_before
         ]
         self._index_buckets()
-        self._flying = Flush(self._tables, generation, changes, dropped, self._failpoint)
+        self._flying = Flush(
+            self._tables,
+            generation,
+            changes,
+            dropped=dropped,
+            garbage=self._garbage,
+            failpoint=self._failpoint,
+        )
         self._generations.append(Generation())
         return self._flying
 
@@ -244,6 +253,7 @@ class Store:
         self._view.meta = flush.meta
         self._flying = None
         self._generations.remove(flush.generation)
+        self._garbage = flush.generation
 
     def flush(self, changes: Changes) -> None:
         """All three steps at once, for programs without a loop."""

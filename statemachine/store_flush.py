@@ -25,7 +25,14 @@ class Flush:
     """Made by `Store.begin` on the loop, written once by a worker, finished by `Store.finish` on the loop."""
 
     def __init__(
-        self, tables: Tables, generation: Generation, changes: Changes, dropped: list[Handle], failpoint: Failpoint
+        self,
+        tables: Tables,
+        generation: Generation,
+        changes: Changes,
+        *,
+        dropped: list[Handle],
+        garbage: Generation,
+        failpoint: Failpoint,
     ) -> None:
         self.generation = generation
         self.meta = changes.meta
@@ -37,6 +44,7 @@ class Flush:
         self._known = {family: dict(numbers) for family, numbers in tables.families.items()}
         self._changes = changes
         self._dropped = dropped
+        self._garbage = garbage
         self._failpoint = failpoint
 
     def write(self) -> None:
@@ -59,6 +67,7 @@ class Flush:
             raise StoreFull(f"the map of {self._env.info()['map_size']} bytes is full: {error}") from error
         except lmdb.Error as error:
             raise StoreError(f"the flush up to index {self.meta.applied_index} failed: {error}") from error
+        self._garbage.release()
         self.written = True
 
     def _table(self, txn: Transaction, family: str, number: int) -> Handle:

@@ -13,6 +13,8 @@ KEY_BYTES = 120
 BATCH_BYTES = 120
 """Rough cost of one row while it waits and while it is written; the bound needs no more than that."""
 
+RELEASED_AT_ONCE = 512
+
 
 class Generation:
     """History and keys of some consecutive batches, readable by id while they wait to be written."""
@@ -66,6 +68,16 @@ class Generation:
             self.by_day[kind, day] = list(rows)
         else:
             held.extend(rows)
+
+    def release(self) -> None:
+        """Free the rows a few at a time, in a worker: freeing them in one go would hold the loop for milliseconds."""
+        for by_id in self.rows.values():
+            by_id.clear()
+        keys = list(self.keys.values())
+        self.keys.clear()
+        for held in (keys, *self.by_day.values()):
+            while held:
+                del held[-RELEASED_AT_ONCE:]
 
 
 def is_stray(order: OrderRecord, closed_day: int) -> bool:

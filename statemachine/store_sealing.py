@@ -18,7 +18,7 @@ from statemachine.records import LedgerRow, OrderRecord, Record, encode_record
 from statemachine.segments import SegmentEntry, SegmentWriter, entry_key
 from statemachine.store_files import Failpoint, StoreError, StoreFull, fsync_folder
 from statemachine.store_pending import is_stray
-from statemachine.store_rows import BLOCK_DECODERS, ROW_ID, Kind, decode_order, encode_rows
+from statemachine.store_rows import ROW_DECODERS, ROW_ID, Kind, decode_block, encode_rows
 from statemachine.store_tables import INFO, PRUNED_KEY, SEGMENTS, STRAYS, Cursor, Handle, Tables
 
 STEP_BYTES = 1 << 20
@@ -122,7 +122,9 @@ class Seal:
         while found and size < STEP_BYTES:
             value = cursor.value()
             size += len(value)
-            rows = [decode_order(value)] if self.kind == Kind.closed_orders else BLOCK_DECODERS[self.kind](value)
+            rows = (
+                [ROW_DECODERS[self.kind](value)] if self.kind == Kind.closed_orders else decode_block(self.kind, value)
+            )
             self._note(rows)
             self._writer.add(encode_rows(self.kind, rows))
             found = cursor.next()
