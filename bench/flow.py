@@ -8,15 +8,19 @@ same intents go to the bare machine (`bench.replay`) and through the public API 
 What the recording does not show has to be adopted: a file of N levels says nothing of orders that
 rest deeper, and nothing of who stood in the book before its first line. Such volume is placed as one
 order per level, in front of what comes later, as soon as a book row shows it (or, without rows, an
-execution proves it). Later messages that name an order never submitted take from it.
+execution proves it). Later messages that name an order never submitted take from it. What must be gone
+(a row does not show it, an order enters across it, an execution passes it over) is canceled.
 """
 
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
+from heapq import heappop, heappush
 from typing import NamedTuple
 
-from bench.lobster import ASK, BID, EMPTY_PRICE, HALTED, QUOTING, Kind, Message, Row
+from bench.lobster import ASK, BID, DAY_NS, EMPTY_PRICE, HALTED, NS_PER_S, QUOTING, Kind, Message, Row
 from statemachine.types import Mode, Side
+
+TRUSTED_ABSENCE_NS = NS_PER_S
 
 LevelKey = tuple[int, int]
 """(direction, price)."""
@@ -64,18 +68,22 @@ class Resting(NamedTuple):
 class Flow:
     """Follows a recording and says what to ask for at each message.
 
-    trust_returned: a level that went out of view and came back with the volume that it left with is
-        taken to hold the same orders. Else it is adopted anew, which loses time priority but is certain.
+    trusted_absence_ns: a level that was out of view no longer than this, and came back with the volume
+        that it left with, is taken to hold the same orders. Else it is adopted anew. (In GOOG's ten
+        levels every level that is known so after up to 5 s behaves; after 10 s the first do not.)
     """
 
-    def __init__(self, makers: int, takers: int, *, trust_returned: bool = True) -> None:
+    def __init__(self, makers: int, takers: int, *, trusted_absence_ns: int = TRUSTED_ABSENCE_NS) -> None:
         self._makers = makers
         self._takers = takers
-        self._trust_returned = trust_returned
+        self._trusted_absence_ns = trusted_absence_ns
         self._orders: dict[int, Resting] = {}
         self._levels: dict[LevelKey, dict[int, None]] = {}
         self._visible: dict[LevelKey, int] = {}
-        self._hidden: set[LevelKey] = set()
+        self._hidden: dict[LevelKey, int] = {}
+        """Levels out of view, with the time at which they went."""
+        self._prices: dict[int, list[int]] = {BID: [], ASK: []}
+        """Heaps, best first; a level that is gone stays in them until it is the best."""
         self._adopted = 0
         self._takes = 0
 
@@ -87,6 +95,7 @@ class Flow:
         match message.kind:
             case Kind.submit:
                 if message.order_id not in self._orders:
+                    self._disprove(-message.direction, message.price, intents)
                     self._place(message.order_id, (message.direction, message.price), message.size, intents)
             case Kind.reduce | Kind.delete:
                 self._take_off(message, intents)
@@ -101,12 +110,22 @@ class Flow:
             touched = (message.direction, message.price)
             volume = self._visible.get(touched, 0)
             if touched in self._visible and self._volume(touched) != volume:
-                self._return(touched, volume, intents)
+                self._anew(touched, volume, intents)
         return intents
 
     def resting(self) -> dict[LevelKey, int]:
         """Lots by level, as the recording leaves them."""
         return {key: self._volume(key) for key, refs in self._levels.items() if refs}
+
+    def left(self, ref: int) -> int:
+        """Lots of an order that the recording leaves; 0 when it is gone."""
+        order = self._orders.get(ref)
+        return 0 if order is None else order.left
+
+    def rebase(self, ref: int, total: int) -> Intent:
+        """The same order as the book has it now: its quantity in total is `total`. Returns how to place it anew."""
+        order = self._orders[ref] = self._orders[ref]._replace(total=total)
+        return Intent(Act.place, ref, self._maker(ref), _SIDES[order.key[0]], order.key[1], total)
 
     def _volume(self, key: LevelKey) -> int:
         return sum(self._orders[ref].left for ref in self._levels.get(key, ()))
@@ -116,7 +135,10 @@ class Flow:
 
     def _place(self, ref: int, key: LevelKey, lots: int, intents: list[Intent]) -> None:
         self._orders[ref] = Resting(key, lots, lots)
-        self._levels.setdefault(key, {})[ref] = None
+        if key not in self._levels:
+            self._levels[key] = {}
+            heappush(self._prices[key[0]], -key[0] * key[1])
+        self._levels[key][ref] = None
         intents.append(Intent(Act.place, ref, self._maker(ref), _SIDES[key[0]], key[1], lots))
 
     def _adopt(self, key: LevelKey, lots: int, intents: list[Intent]) -> None:
@@ -129,7 +151,15 @@ class Flow:
         del level[ref]
         if not level:
             del self._levels[key]
-            self._hidden.discard(key)
+            self._hidden.pop(key, None)
+
+    def _disprove(self, direction: int, price: int, intents: list[Intent]) -> None:
+        """Cancel levels of a side at this price and better: a message shows that they can't be there."""
+        prices = self._prices[direction]
+        while prices and prices[0] <= -direction * price:
+            key = (direction, -direction * heappop(prices))
+            for ref in list(self._levels.get(key, ())):
+                self._cancel(ref, intents)
 
     def _cancel(self, ref: int, intents: list[Intent]) -> None:
         key = self._orders[ref].key
@@ -165,6 +195,8 @@ class Flow:
 
     def _execute(self, message: Message, intents: list[Intent]) -> None:
         key = (message.direction, message.price)
+        # Executions are at the best price.
+        self._disprove(message.direction, message.price + message.direction, intents)
         adopted = self._adopted_at(key)
         certain = not adopted and key in self._levels
         hit = [message.order_id] if message.order_id in self._orders else adopted
@@ -191,7 +223,9 @@ class Flow:
         now = _levels(row)
         before = self._visible
         if now.keys() != before.keys():
-            self._hidden.update(key for key in before if key not in now and key in self._levels)
+            for key in before:
+                if key not in now and key in self._levels:
+                    self._hidden[key] = message.time_ns
             touched = (message.direction, message.price)
             for key in self._gone(row, now, touched):
                 for ref in list(self._levels[key]):
@@ -199,7 +233,10 @@ class Flow:
             for key in now:
                 if key not in before:
                     change = message.size if message.kind == Kind.submit else -message.size
-                    self._return(key, now[key] - (change if key == touched else 0), intents)
+                    volume = now[key] - (change if key == touched else 0)
+                    absent_ns = message.time_ns - self._hidden.pop(key, -DAY_NS)
+                    if absent_ns > self._trusted_absence_ns or self._volume(key) != volume:
+                        self._anew(key, volume, intents)
         self._visible = now
 
     def _gone(self, row: Row, now: dict[LevelKey, int], touched: LevelKey) -> list[LevelKey]:
@@ -216,14 +253,12 @@ class Flow:
                 gone.append(key)
         return sorted(gone)
 
-    def _return(self, key: LevelKey, volume: int, intents: list[Intent]) -> None:
-        """A level came into view with this volume."""
-        if not (self._trust_returned and self._volume(key) == volume):
-            for ref in list(self._levels.get(key, ())):
-                self._cancel(ref, intents)
-            if volume > 0:
-                self._adopt(key, volume, intents)
-        self._hidden.discard(key)
+    def _anew(self, key: LevelKey, volume: int, intents: list[Intent]) -> None:
+        """Forget who rests at a level: adopt its volume."""
+        for ref in list(self._levels.get(key, ())):
+            self._cancel(ref, intents)
+        if volume > 0:
+            self._adopt(key, volume, intents)
 
 
 _SIDES = {BID: int(Side.buy), ASK: int(Side.sell)}

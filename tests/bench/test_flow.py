@@ -87,13 +87,13 @@ def test_what_a_row_disproves_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("levels", [1, 3, 10])
-@pytest.mark.parametrize("trust_returned", [True, False])
+@pytest.mark.parametrize("trusted_absence_ns", [0, lobster.NS_PER_S, lobster.DAY_NS])
 def test_it_follows_the_book_of_a_file_that_hides_what_is_deep(
-    levels: int, trust_returned: bool, tmp_path: Path
+    levels: int, trusted_absence_ns: int, tmp_path: Path
 ) -> None:
     found = lobster.find(files.write_market(tmp_path, islice(Market(11).messages(), 6_000), levels))
     assert found.book is not None
-    flow = Flow(8, 4, trust_returned=trust_returned)
+    flow = Flow(8, 4, trusted_absence_ns=trusted_absence_ns)
     checked = 0
     for message, row in zip(lobster.read_messages(found.messages), lobster.read_rows(found.book), strict=True):
         flow.step(message, row)
