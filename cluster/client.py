@@ -21,6 +21,7 @@ from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -59,6 +60,14 @@ is missing. local: whatever the member has, which may be old."""
 
 View = TypeVar("View")
 Item = TypeVar("Item")
+
+
+class AssetView(Struct, frozen=True):
+    """scale: decimals. supply_max: most that may exist."""
+
+    asset: str
+    scale: int
+    supply_max: str
 
 
 class Page(Struct, Generic[Item], frozen=True):
@@ -326,11 +335,9 @@ class Client:
 
     # ---- reads ----
 
-    async def order(
-        self, order_id: str, *, account: str = "", consistency: Consistency = "linearizable"
-    ) -> wire.OrderView:
-        """Raises ReadRefused (order_not_found), Unavailable."""
-        return await self._view(f"/v1/orders/{order_id}", wire.OrderView, {"account": account}, consistency)
+    async def order(self, order_id: str, *, consistency: Consistency = "linearizable") -> wire.OrderView:
+        """Open or closed. Raises ReadRefused (order_not_found), Unavailable."""
+        return await self._view(f"/v1/orders/{_segment(order_id)}", wire.OrderView, {}, consistency)
 
     async def orders(
         self,
@@ -346,7 +353,7 @@ class Client:
         params = {
             "account": account,
             "status": status,
-            "symbols": symbol,
+            "symbol": symbol,
             "limit": str(limit),
             "page_token": page_token,
         }
@@ -354,11 +361,11 @@ class Client:
 
     async def account(self, account: str, *, consistency: Consistency = "linearizable") -> wire.AccountView:
         """Balances and the number of open orders. Raises ReadRefused (account_not_found), Unavailable."""
-        return await self._view(f"/v1/accounts/{account}", wire.AccountView, {}, consistency)
+        return await self._view(f"/v1/accounts/{_segment(account)}", wire.AccountView, {}, consistency)
 
     async def book(self, symbol: str, *, depth: int = 10, consistency: Consistency = "linearizable") -> wire.BookView:
         """The best levels of both sides. Raises ReadRefused (instrument_not_found), Unavailable."""
-        return await self._view(f"/v1/book/{symbol}", wire.BookView, {"depth": str(depth)}, consistency)
+        return await self._view(f"/v1/book/{_segment(symbol)}", wire.BookView, {"depth": str(depth)}, consistency)
 
     async def trades(
         self,
@@ -377,14 +384,17 @@ class Client:
         self,
         account: str,
         *,
-        asset: str = "",
         limit: int = 50,
         page_token: str = "",
         consistency: Consistency = "linearizable",
     ) -> Page[wire.LedgerView]:
-        """Every movement of an account's money, with the running balance. Raises ReadRefused, Unavailable."""
-        params = {"account": account, "asset": asset, "limit": str(limit), "page_token": page_token}
+        """Movements of an account's money, newest first, with the balance after each. Raises as `orders`."""
+        params = {"account": account, "limit": str(limit), "page_token": page_token}
         return await self._page("/v1/ledger", wire.LedgerView, params, consistency)
+
+    async def assets(self, *, consistency: Consistency = "linearizable") -> list[AssetView]:
+        """All assets. Raises ReadRefused, Unavailable."""
+        return (await self._page("/v1/assets", AssetView, {}, consistency)).items
 
     async def instruments(self, *, consistency: Consistency = "linearizable") -> list[wire.InstrumentView]:
         """All that is listed. Raises ReadRefused, Unavailable."""
@@ -392,7 +402,7 @@ class Client:
 
     async def instrument(self, symbol: str, *, consistency: Consistency = "linearizable") -> wire.InstrumentView:
         """Raises ReadRefused (instrument_not_found), Unavailable."""
-        return await self._view(f"/v1/instruments/{symbol}", wire.InstrumentView, {}, consistency)
+        return await self._view(f"/v1/instruments/{_segment(symbol)}", wire.InstrumentView, {}, consistency)
 
     async def command(self, key: str, *, account: str = "") -> Outcome:
         """What became of the command with this key; ends every Unknown.
@@ -400,7 +410,7 @@ class Client:
         Raises ReadRefused (command_not_found: not in the log up to now, which a command still under way may yet
         be), Unavailable.
         """
-        said = await self._read(f"/v1/commands/{key}", {"account": account}, "linearizable", None)
+        said = await self._read(f"/v1/commands/{_segment(key)}", {"account": account}, "linearizable", None)
         answer = _decode(said.body, wire.Answer)
         if answer.error:
             return Refused(key, answer.error, answer.message, answer.code, answer.field, True)
@@ -437,15 +447,14 @@ class Client:
     async def _page(
         self, path: str, kind: type[View], params: Mapping[str, str], consistency: Consistency
     ) -> Page[View]:
-        """A list, bare or as the one list in an object beside next_page_token."""
         said = await self._read(path, params, consistency, None)
-        body: Any = _decode(said.body, Any)
-        token = ""
-        if isinstance(body, dict):
-            token = body.get("next_page_token") or ""
-            body = next((value for value in body.values() if isinstance(value, list)), [])
-        index = said.headers.get("X-Log-Index", "0")
-        return Page(_convert(body, list[kind]), token, int(index) if index.isdigit() else 0)  # type: ignore[valid-type]
+        page = _decode(said.body, _PageBody)
+        return Page(_convert(page.items, list[kind]), page.next_page_token or "", said.index)  # type: ignore[valid-type]
+
+
+class _PageBody(Struct):
+    items: list[Any]
+    next_page_token: str | None = None
 
 
 def members_of(path: Path) -> list[Member]:
@@ -496,20 +505,27 @@ _COLLECTIONS: dict[type, str] = {
 
 
 def _route(request: wire.AnyRequest) -> tuple[str, str, dict[str, str], bytes]:
-    """Method, path, query and body. The key travels as a header; a DELETE says the rest in its query."""
-    said = {"sent_at": request.sent_at, "account": request.account}
+    """Method, path, query and body. The key travels as a header.
+
+    A DELETE has no body, hence no sent_at: a cancel repeated after a day finds its order closed and refuses.
+    """
     if isinstance(request, wire.CancelOrder):
-        return "DELETE", f"/v1/orders/{request.order_id}", _given(said), b""
+        return "DELETE", f"/v1/orders/{request.order_id}", _given({"account": request.account}), b""
     if isinstance(request, wire.CancelOrders):
-        return "DELETE", "/v1/orders", _given({**said, "symbol": request.symbol}), b""
+        return "DELETE", "/v1/orders", _given({"account": request.account, "symbol": request.symbol}), b""
     body = _encode(replace(request, key=""))
     if isinstance(request, wire.ReplaceOrder):
         return "PATCH", f"/v1/orders/{request.order_id}", {}, body
     if isinstance(request, wire.CloseWithdrawal):
-        return "PATCH", f"/v1/transfers/{request.withdrawal_id}", {}, body
+        return "POST", f"/v1/transfers/{request.withdrawal_id}", {}, body
     if isinstance(request, wire.ChangeInstrument):
-        return "PATCH", f"/v1/instruments/{request.symbol}" if request.symbol else "/v1/instruments", {}, body
+        return "PATCH", f"/v1/instruments/{_segment(request.symbol)}" if request.symbol else "/v1/instruments", {}, body
     return "POST", _COLLECTIONS[type(request)], {}, body
+
+
+def _segment(name: str) -> str:
+    """A name as one segment of a path, whatever it holds."""
+    return quote(name, safe="")
 
 
 def _given(params: Mapping[str, str]) -> dict[str, str]:

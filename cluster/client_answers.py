@@ -92,7 +92,7 @@ def judge(*, error: str, code: int, definite: bool = True) -> Verdict:
     """Judge one answer of a node, of HTTP or stream. The empty error is success."""
     if not error:
         return Verdict.final
-    if not definite or error == "outcome_unknown":
+    if not definite or error in ("outcome_unknown", "internal_error"):
         return Verdict.unsure
     if code // 100_000 in (408, 429, 503) and code % 100_000 >= NODE_CODES_FROM:
         return Verdict.again
@@ -102,12 +102,13 @@ def judge(*, error: str, code: int, definite: bool = True) -> Verdict:
 def outcome(key: str, answer: Answer, *, unsure: bool) -> Outcome:
     """Turn a final answer into an outcome. unsure: an earlier try with this key may have reached the log.
 
-    Then a refusal counts only where it is the answer stored under the key. A door that refuses the
-    repeat (token expired meanwhile, key too old by now) says nothing about the first try.
+    Then a refusal counts only where a log entry decided it (it has an index) and it is kept under the key. What
+    the door of a node refuses (token expired meanwhile, a name that this node does not know yet) says nothing
+    about the first try.
     """
     if not answer.error:
         return Done(key, answer)
-    stored = answer.code % 100_000 < NODE_CODES_FROM and answer.error not in KEY_NOT_STORED
+    stored = answer.index > 0 and answer.error not in KEY_NOT_STORED
     if unsure and not stored:
         return Unknown(key, answer.message or answer.error)
     return Refused(key, answer.error, answer.message, answer.code, answer.field, answer.replay)

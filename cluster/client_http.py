@@ -14,8 +14,9 @@ from cluster.client_answers import Outcome, ReadRefused, Unavailable, Verdict, g
 from cluster.client_members import Member, Members, describe
 from cluster.wire import Answer, ErrorBody
 
-TRY_TIMEOUT_MS = 2_000
-"""Longest wait for one member before the next is asked: longer than an election, shorter than a deadline."""
+TRY_TIMEOUT_MS = 2_500
+"""Longest wait for one member before the next is asked: longer than an election and than a node waits for a read."""
+NODE_TIMEOUT_MS_MIN = 10
 BACKOFF_MS_MIN = 10
 BACKOFF_MS_MAX = 500
 
@@ -44,6 +45,11 @@ class Said(msgspec.Struct):
     body: bytes
     error: ErrorBody | None
     """None with a status from 400 on: not a node of ours spoke (a proxy, a witness), so it settles nothing."""
+
+    @property
+    def index(self) -> int:
+        """The log index that it reflects, or 0."""
+        return _index(self.headers)
 
     @property
     def retry_after_ms(self) -> float:
@@ -145,11 +151,12 @@ class Caller:
                     verdict = judge(error=found.error, code=found.code, definite=found.definite)
                     if verdict is Verdict.final:
                         refusal = Answer(
+                            index=_index(said.headers),
+                            replay=_replayed(said),
                             error=found.error,
                             code=found.code,
                             message=found.message,
                             field=found.field,
-                            replay=_replayed(said),
                         )
                         return outcome(key, refusal, unsure=unsure)
                     unsure = unsure or verdict is Verdict.unsure
@@ -209,8 +216,11 @@ class Caller:
         body: bytes | None,
         deadline: float,
     ) -> Said:
-        left_s = min(TRY_TIMEOUT_MS / 1000, max(0.01, deadline - time.monotonic()))
+        left_s = min(TRY_TIMEOUT_MS / 1000, max(0.02, deadline - time.monotonic()))
         timeout = aiohttp.ClientTimeout(total=left_s)
+        if method != "GET":
+            # The node is to answer before we hang up: what it says is worth more than silence.
+            params = {**params, "timeout_ms": str(max(NODE_TIMEOUT_MS_MIN, int(left_s * 900)))}
         async with self.session().request(
             method, member.url + path, headers=headers, params=params, data=body, timeout=timeout
         ) as response:

@@ -10,18 +10,31 @@ from typing import Any, NamedTuple, Self
 import aiohttp
 import msgspec
 
+from cluster import wire
 from cluster.client_answers import Outcome, Verdict, given_up, judge, outcome
 from cluster.client_http import Backoff, Caller
 from cluster.client_members import describe
-from cluster.wire import COMMANDS_PER_FRAME_MAX, Answer, Answers, AnyRequest, GuardOrders, Listen, Submit
+from cluster.wire import COMMANDS_PER_FRAME_MAX, Answer, Answers, AnyRequest, GuardOrders, Listen, OrderUpdates, Submit
 
-FRAMES_UNDER_WAY_MAX = 256
+COMMANDS_UNDER_WAY_MAX = 16_000
+"""Sent and not answered; a node takes 20,000 of a stream. What comes beyond waits here."""
 SILENCE_MS_MAX = 3_000
 """With frames under way and nothing heard for this long, the member is taken for lost and another is tried."""
 FRAME_BYTES_MAX = 16 * 1024 * 1024
-EVENTS_WAITING_MAX = 10_000
+UPDATES_WAITING_MAX = 10_000
+PROTOCOL = "tiebreak.{}"
 
-Event = dict[str, Any]
+Message = (
+    Answers
+    | wire.Authorized
+    | wire.Listening
+    | OrderUpdates
+    | wire.Guarding
+    | wire.Pong
+    | wire.Heartbeat
+    | wire.StreamError
+    | wire.Closing
+)
 
 
 class _Lost(Exception):
@@ -56,7 +69,9 @@ class Stream:
         self._encode = msgspec.json.Encoder().encode if json else msgspec.msgpack.Encoder().encode
         self._ids = itertools.count(1)
         self._frames: dict[int, _Frame] = {}
-        self._room = asyncio.Semaphore(FRAMES_UNDER_WAY_MAX)
+        self._under_way = 0
+        self._entry = asyncio.Lock()
+        self._freed = asyncio.Event()
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._connected = asyncio.Event()
         self._cause = "not connected yet"
@@ -65,7 +80,8 @@ class Stream:
         self._watch: asyncio.Task[None] | None = None
         self._refused: StreamRefused | None = None
         self._listening: Listen | None = None
-        self._events: asyncio.Queue[Event] = asyncio.Queue(EVENTS_WAITING_MAX)
+        self._updates: asyncio.Queue[OrderUpdates | StreamRefused] = asyncio.Queue(UPDATES_WAITING_MAX + 1)
+        self._guards: dict[tuple[str, str], asyncio.Future[None]] = {}
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
@@ -103,20 +119,47 @@ class Stream:
         return [one for frame in answers for one in frame]
 
     async def listen(self, accounts: Sequence[str] = (), *, after: str = "") -> None:
-        """Ask for private order and fill events; `next_event` gives them. Asked again after a reconnect,
-        behind the last event seen."""
-        self._listening = Listen(accounts=list(accounts), after=after)
-        if self._socket is not None and not self._socket.closed:
-            await self._send(self._socket, self._encode(self._listening))
+        """Ask for private order and fill events; `next_update` gives them.
 
-    async def next_event(self) -> Event:
-        """The next message of the stream that answers no command, oldest first. Waits for one."""
-        return await self._events.get()
+        accounts: none is all that the token may read. after: resume behind this position; else from now on. After
+        a lost connection it is asked again behind the last position seen, so nothing is missed or told twice.
+        """
+        self._listening = Listen(accounts=list(accounts), after=after)
+        socket = self._socket
+        if socket is not None and self._connected.is_set():
+            await self._send(socket, self._encode(self._listening))
+
+    async def next_update(self) -> OrderUpdates:
+        """Private events of the next log entry that has any. Waits for one.
+
+        Raises StreamRefused: the listening was refused (`snapshot_required`, say), or these updates were read too
+        slowly and what waited was dropped; the message says from where to listen again.
+        """
+        found = await self._updates.get()
+        if isinstance(found, StreamRefused):
+            raise found
+        return found
 
     async def guard(self, account: str, *, timeout_ms: int, key: str) -> None:
-        """Cancel on disconnect: orders that name the session `key` die timeout_ms after this stream is gone."""
-        if await self._wait_connected(time.monotonic() + self._timeout_ms / 1000) and self._socket is not None:
-            await self._send(self._socket, self._encode(GuardOrders(account=account, timeout_ms=timeout_ms, key=key)))
+        """Cancel on disconnect: orders that name the session `key` die timeout_ms after this stream is gone.
+
+        It is not opened again after a lost connection: its orders are being canceled then; guard a new key.
+        Raises StreamRefused: not opened, or no answer in time.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._guards[account, key] = future
+        try:
+            async with asyncio.timeout(self._timeout_ms / 1000):
+                await self._wait_connected(time.monotonic() + self._timeout_ms / 1000)
+                if self._socket is None:
+                    raise StreamRefused(self._cause)
+                action = GuardOrders(account=account, timeout_ms=timeout_ms, key=key)
+                await self._send(self._socket, self._encode(action))
+                await future
+        except (TimeoutError, _Lost) as error:
+            raise StreamRefused(f"no answer to cancel on disconnect: {describe(error)}") from error
+        finally:
+            self._guards.pop((account, key), None)
 
     # ---- one frame, until each of its commands has an outcome ----
 
@@ -126,7 +169,8 @@ class Stream:
         last = Answer(error="unreachable", message=self._cause)
         waiting = list(range(len(requests)))
         backoff = Backoff()
-        async with self._room:
+        await self._enter(len(requests))
+        try:
             while waiting:
                 again: list[int] = []
                 try:
@@ -149,11 +193,22 @@ class Stream:
                 waiting = again
                 if waiting and not await backoff.wait(deadline=deadline):
                     break
+        finally:
+            self._under_way -= len(requests)
+            self._freed.set()
         for i in waiting:
             done[i] = given_up(
                 requests[i].key, unsure=unsure[i], error=last.error, message=last.message, code=last.code
             )
         return [one for one in done if one is not None]
+
+    async def _enter(self, commands: int) -> None:
+        """Wait for room, first come first served."""
+        async with self._entry:
+            while self._under_way and self._under_way + commands > COMMANDS_UNDER_WAY_MAX:
+                self._freed.clear()
+                await self._freed.wait()
+            self._under_way += commands
 
     async def _exchange(self, requests: list[AnyRequest], deadline: float) -> list[Answer]:
         """Send one frame and wait for its answers. Raises _Lost when the connection or the time is gone first."""
@@ -215,6 +270,7 @@ class Stream:
                 socket = await self._caller.session().ws_connect(
                     member.url + "/v1/stream",
                     headers=self._caller.auth,
+                    protocols=(PROTOCOL.format("json" if self._json else "msgpack"),),
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
                     max_msg_size=FRAME_BYTES_MAX,
                     compress=0,
@@ -246,7 +302,7 @@ class Stream:
             async for message in socket:
                 self._heard_at = time.monotonic()
                 if message.type in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT):
-                    self._take(_decode(message.data))
+                    self._take(message.data)
             self._cause = f"the node closed the stream (code {socket.close_code})"
         except (aiohttp.ClientError, _Lost, msgspec.MsgspecError, OSError) as error:
             self._cause = describe(error)
@@ -255,22 +311,66 @@ class Stream:
             self._lose(self._cause)
             await socket.close()
 
-    def _take(self, message: Answers | Event) -> None:
-        if isinstance(message, Answers):
-            self._resolve(message.id, message.results)
-            if message.session_token:
-                self._caller.saw(max((a.index for a in message.results), default=0), message.session_token)
-            return
-        frame = message.get("id")
-        if message.get("stream") == "error" and isinstance(frame, int) and frame in self._frames:
-            refusal = msgspec.convert({**message, "id": ""}, Answer)
-            self._resolve(frame, [refusal] * self._frames[frame].size)
-            return
-        if self._listening is not None and isinstance(position := message.get("position"), str):
+    def _take(self, data: bytes | str) -> None:
+        try:
+            message = _decode_json(data) if isinstance(data, str) else _decode_msgpack(data)
+        except msgspec.ValidationError:
+            return  # a kind of message that came after this client
+        match message:
+            case Answers():
+                self._resolve(message.id, message.results)
+                if message.session_token:
+                    self._caller.saw(max((a.index for a in message.results), default=0), message.session_token)
+            case OrderUpdates(position=position):
+                self._resume_behind(position)
+                self._give(message)
+            case wire.Heartbeat(position=position) | wire.Listening(position=position):
+                self._resume_behind(position)
+            case wire.Guarding(open=True):
+                self._guarded(message)
+            case wire.StreamError():
+                self._failed(message)
+            case _:
+                pass
+
+    def _resume_behind(self, position: str) -> None:
+        if self._listening is not None and position:
             self._listening = Listen(accounts=self._listening.accounts, after=position)
-        if self._events.full():
-            self._events.get_nowait()  # the oldest: who reads too slowly sees a gap in `position`
-        self._events.put_nowait(message)
+
+    def _give(self, update: OrderUpdates) -> None:
+        if self._updates.qsize() < UPDATES_WAITING_MAX:
+            self._updates.put_nowait(update)
+            return
+        first = self._updates.get_nowait()
+        while not self._updates.empty():
+            self._updates.get_nowait()
+        self._listening = None
+        position = first.position if isinstance(first, OrderUpdates) else update.position
+        self._updates.put_nowait(StreamRefused(f"{UPDATES_WAITING_MAX} updates waited; listen again near {position}"))
+
+    def _guarded(self, message: wire.Guarding) -> None:
+        future = self._guards.get((message.account, message.session))
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def _failed(self, message: wire.StreamError) -> None:
+        """About one frame, when it names it; else about a guard or the listening that was asked for."""
+        if isinstance(message.id, int):
+            frame = self._frames.get(message.id)
+            if frame is not None:
+                refusal = Answer(error=message.error, code=message.code, message=message.message, field=message.field)
+                self._resolve(message.id, [refusal] * frame.size)
+            return
+        self._cause = f"{message.error}: {message.message}"
+        if message.error == "unauthenticated":
+            return  # the node closes next; a fresh token may open the next connection
+        refused = StreamRefused(self._cause)
+        guards = [future for future in self._guards.values() if not future.done()]
+        for future in guards:
+            future.set_exception(refused)
+        if not guards and self._listening is not None and not self._updates.full():
+            self._listening = None
+            self._updates.put_nowait(refused)
 
     def _resolve(self, frame: int, answers: list[Answer]) -> None:
         waiting = self._frames.get(frame)
@@ -293,15 +393,5 @@ class Stream:
                 await self._socket.close()
 
 
-_answers_json = msgspec.json.Decoder(Answers).decode
-_answers_msgpack = msgspec.msgpack.Decoder(Answers).decode
-_event_json = msgspec.json.Decoder(Event).decode
-_event_msgpack = msgspec.msgpack.Decoder(Event).decode
-
-
-def _decode(data: bytes | str) -> Answers | Event:
-    """Answers come first, as nearly all messages are; text frames are JSON, binary ones msgpack."""
-    try:
-        return _answers_json(data) if isinstance(data, str) else _answers_msgpack(data)
-    except msgspec.ValidationError:
-        return _event_json(data) if isinstance(data, str) else _event_msgpack(data)
+_decode_json = msgspec.json.Decoder(Message).decode
+_decode_msgpack = msgspec.msgpack.Decoder(Message).decode

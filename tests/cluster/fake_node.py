@@ -141,7 +141,9 @@ class FakeNode:
         key = request.headers["Idempotency-Key"]
         command: wire.AnyRequest
         if request.method == "DELETE":
-            command = wire.CancelOrder(order_id=request.path.rsplit("/", 1)[1], key=key, **request.query)
+            command = wire.CancelOrder(
+                order_id=request.path.rsplit("/", 1)[1], key=key, account=request.query.get("account", "")
+            )
         else:
             command = msgspec.structs.replace(msgspec.json.decode(body, type=wire.AnyRequest), key=key)
         if fault in ("no_leader", "overloaded"):

@@ -141,29 +141,31 @@ def test_a_door_that_closes_after_a_lost_answer_leaves_it_unknown() -> None:
     run(scenario)
 
 
-# error, code, unsure before, what may be believed
+# error, code, index, unsure before, what may be believed
 ROWS = [
-    ("insufficient_funds", 403_00041, False, Refused),
-    ("insufficient_funds", 403_00041, True, Refused),  # the answer stored under the key
-    ("key_reused", 422_00011, True, Refused),  # the key is another command's
-    ("key_too_old", 422_00012, False, Refused),
-    ("key_too_old", 422_00012, True, Unknown),  # says nothing about the first try
-    ("unauthenticated", 401_01006, False, Refused),
-    ("unauthenticated", 401_01006, True, Unknown),
-    ("", 0, True, Done),
+    ("insufficient_funds", 403_00041, 9, False, Refused),
+    ("insufficient_funds", 403_00041, 9, True, Refused),  # the answer stored under the key
+    ("key_reused", 422_00011, 9, True, Refused),  # the key is another command's
+    ("key_too_old", 422_00012, 9, False, Refused),
+    ("key_too_old", 422_00012, 9, True, Unknown),  # says nothing about the first try
+    ("instrument_not_found", 404_00024, 0, False, Refused),
+    ("instrument_not_found", 404_00024, 0, True, Unknown),  # a door's: this node may be behind
+    ("unauthenticated", 401_01006, 0, False, Refused),
+    ("unauthenticated", 401_01006, 0, True, Unknown),
+    ("", 0, 9, True, Done),
 ]
 
 
-@pytest.mark.parametrize(("error", "code", "unsure", "kind"), ROWS)
-def test_what_may_be_believed(error: str, code: int, unsure: bool, kind: type) -> None:
-    assert type(outcome("k", Answer(error=error, code=code), unsure=unsure)) is kind
+@pytest.mark.parametrize(("error", "code", "index", "unsure", "kind"), ROWS)
+def test_what_may_be_believed(error: str, code: int, index: int, unsure: bool, kind: type) -> None:
+    assert type(outcome("k", Answer(error=error, code=code, index=index), unsure=unsure)) is kind
 
 
-def test_cancel_goes_with_key_and_time_of_sending() -> None:
+def test_cancel_goes_with_its_key() -> None:
     async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
         assert isinstance(await client.cancel_order("7", key="c1"), Done)
         assert first.requests == ["DELETE /v1/orders/7"]
-        assert first.ledger.executed[0].sent_at
+        assert first.ledger.executed[0].key == "c1"
 
     run(scenario)
 

@@ -1,0 +1,98 @@
+"""`tiebreak inspect`: is what a stopped member has on disk whole, and do all balances add up?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.folder import ClusterFolder
+from cluster.launcher import Launcher
+from node.cli.main import EXIT_REFUSED
+from node.cli.output import out, print_fields, print_json, print_table
+from node.cli.session import DEFAULT_CLUSTER, CliError, Cluster, Json
+from statemachine.inspection import Inspection, inspect_store
+from statemachine.store_files import DATA_FILE
+
+inspect = typer.Typer()
+
+
+@inspect.command("inspect")
+def run_inspect(
+    member: Annotated[str, typer.Argument(metavar="MEMBER", help="A member's name in --cluster, or its data folder.")],
+    as_json: Json = False,
+    where: Cluster = DEFAULT_CLUSTER,
+) -> None:
+    """Audit what a stopped member has on disk: pages, segments, the ledger's chain, balances, holds, books.
+
+    Exit code 0: all holds. 1: an invariant is broken, or there is nothing that can be audited.
+
+    Example: tiebreak inspect dc-a
+    """
+    path = _store(member, where)
+    try:
+        found = inspect_store(path)
+    except Exception as error:
+        # Whatever a damaged disk makes the audit raise is a finding about that disk.
+        raise CliError(f"{path}: {error}") from error
+    if as_json:
+        print_json(found)
+    else:
+        show(found)
+    if not found.holds:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _store(member: str, where: Path) -> Path:
+    folder = ClusterFolder(where)
+    if not Path(member).is_dir():
+        launcher = Launcher(folder)
+        if member not in launcher.members:
+            raise CliError(f"{member!r} is neither a folder nor a member; there are {', '.join(launcher.members)}")
+        if launcher.running(member) is not None:
+            raise CliError(f"{member} runs; stop it first with `tiebreak down {member}`")
+        if launcher.members[member].role == "witness":
+            raise CliError(f"{member} is a witness: it keeps a log and no state to audit")
+    base = Path(member) if Path(member).is_dir() else folder.data(member)
+    for path in (base, base / "store"):
+        if (path / DATA_FILE).is_file():
+            return path
+    raise CliError(f"no store in {base}; has {member} run before?")
+
+
+def show(found: Inspection) -> None:
+    """What was found, for people."""
+    print_fields(
+        [
+            ("store", found.path),
+            ("member", found.member),
+            ("cluster", found.cluster_id),
+            ("applied index", str(found.applied_index)),
+            ("digest", found.digest),
+            ("state digest", found.state_digest),
+            ("orders entered", str(found.orders_entered)),
+        ]
+    )
+    kinds = sorted({*found.counts, *found.bytes_on_disk, *found.bytes_per_order})
+    print_table(
+        ("kind", "rows", "bytes on disk", "bytes per order"),
+        [
+            (kind, _number(found.counts.get(kind)), _number(found.bytes_on_disk.get(kind)), _per_order(found, kind))
+            for kind in kinds
+        ],
+        right=("rows", "bytes on disk", "bytes per order"),
+    )
+    if found.holds:
+        out.print("[green]all holds[/]: pages, segments, chains, balances, holds and books")
+        return
+    out.print(f"[bold red]broken[/]: {len(found.findings)} findings")
+    for finding in found.findings:
+        out.print(f"  {finding}", markup=False)
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _per_order(found: Inspection, kind: str) -> str:
+    value = found.bytes_per_order.get(kind)
+    return "" if value is None else f"{value:,.1f}"

@@ -1,0 +1,70 @@
+"""How the command line speaks: data on stdout, as JSON or as tables, and talk on stderr."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout; views and structs as they are on the wire."""
+    text = msgspec.json.format(msgspec.json.encode(data), indent=2).decode()
+    sys.stdout.write(text + "\n")
+
+
+def say(text: str) -> None:
+    """Talk for people, on stderr."""
+    err.print(text)
+
+
+def complain(text: str, hint: str = "") -> None:
+    err.print(f"[bold red]error:[/] {escape(text)}")
+    if hint:
+        err.print(f"[dim]{escape(hint)}[/]")
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str = ""
+) -> Table:
+    """A table for people. right: the columns that hold numbers. Cells are plain text, not markup."""
+    made = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    return made
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    title: str = "",
+    empty: str = "nothing",
+) -> None:
+    if not rows:
+        say(f"[dim]{escape(empty)}[/]")
+        return
+    out.print(table(columns, rows, right=right, title=title))
+
+
+def print_fields(pairs: Iterable[tuple[str, str | None]]) -> None:
+    """One thing, a line for each of its fields that has a value."""
+    shown = [(name, value) for name, value in pairs if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        out.print(f"[dim]{name:<{width}}[/]  {escape(value)}")
+
+
+def short_time(stamp: str | None) -> str:
+    """`2026-01-05 10:00:00.123` of an RFC 3339 time; the zone is always UTC."""
+    return (stamp or "").replace("T", " ").removesuffix("Z").removesuffix("+00:00")[:23]
