@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 from statemachine.machine import Machine
-from statemachine.records import ACCOUNTS, AccountRecord, Changes, MetaRecord, encode_record
+from statemachine.records import ACCOUNTS, ASSETS, AccountRecord, AssetRecord, Changes, MetaRecord, encode_record
 from statemachine.state import empty_state
 from statemachine.store import Store
 
 CHUNK = 50_000
 CLUSTER_ID = "filled"
 MEMBER = "filled"
+HELD = ("USD", "XYZ")
 
 
 def account_name(number: int) -> str:
@@ -30,9 +31,10 @@ def fill_accounts(store: Store, count: int) -> None:
     for start in range(0, count, CHUNK):
         index += 1
         changes = Changes(at_index(meta, index))
+        changes.puts = [(ASSETS, asset.encode(), encode_record(AssetRecord(asset, 2, 10**15))) for asset in HELD]
         for number in range(start, min(start + CHUNK, count)):
             name = account_name(number)
-            record = AccountRecord(name, 10_000_000, [("USD", 0, 0), ("XYZ", 0, 0)], [], 0, 0, 0)
+            record = AccountRecord(name, 10_000_000, [(asset, 0, 0) for asset in HELD], [], 0, 0, 0)
             changes.puts.append((ACCOUNTS, name.encode(), encode_record(record)))
         store.flush(changes)
 

@@ -1,5 +1,7 @@
 """One flush: everything handed over since the last one, as a single transaction, written in a worker thread."""
 
+import errno
+
 import lmdb
 
 from statemachine.records import ACCOUNTS, Changes, encode_record, id_key
@@ -66,6 +68,8 @@ class Flush:
         except lmdb.MapFullError as error:
             raise StoreFull(f"the map of {self._env.info()['map_size']} bytes is full: {error}") from error
         except lmdb.Error as error:
+            if error.code == errno.ENOSPC:
+                raise StoreFull(f"the disk is full: {error}") from error
             raise StoreError(f"the flush up to index {self.meta.applied_index} failed: {error}") from error
         self._garbage.release()
         self.written = True
