@@ -55,7 +55,7 @@ class Progress:
 
     def link_lost(self) -> None:
         """What was in flight may be gone: find out anew where the follower is."""
-        self._probe_from(self.matched_index + 1)
+        self._probe_from(self.matched_index + 1 if self.matched_index else self.next_index)
 
     def accepted(self, matched_index: int) -> None:
         self.matched_index = max(self.matched_index, matched_index)
