@@ -17,7 +17,7 @@ HOMES = {
     "lmdb": (
         "statemachine/store.py",
         "statemachine/store_*.py",
-        "cluster/consensus/journal.py",
+        "cluster/consensus/storage.py",
         "tests/statemachine/*.py",
         "tests/cluster/*.py",
         "tests/cluster/*/*.py",
