@@ -135,7 +135,7 @@ class Caller:
             except (aiohttp.ClientError, TimeoutError, OSError) as failure:
                 # A connection that was never made carried nothing; any other may have carried the command.
                 unsure = unsure or not isinstance(failure, aiohttp.ClientConnectorError)
-                error, message, code = "unreachable", f"{member.url}: {describe(failure)}", 0
+                error, message, code = "unreachable", _failure(member, failure), 0
                 self.members.failed(member)
             else:
                 answer = _answer(key, said) if said.status < 400 else None
@@ -189,7 +189,7 @@ class Caller:
                     member, "GET", path, headers=all_headers, params=params, body=None, deadline=deadline
                 )
             except (aiohttp.ClientError, TimeoutError, OSError) as failure:
-                cause = f"{member.url}: {describe(failure)}"
+                cause = _failure(member, failure)
                 self.members.failed(member)
             else:
                 if said.status < 400:
@@ -234,6 +234,11 @@ class Caller:
         else:
             self.saw(_index(response.headers), response.headers.get("X-Session-Token", ""))
         return Said(response.status, response.headers, content, error)
+
+
+def _failure(member: Member, failure: BaseException) -> str:
+    text = describe(failure)
+    return text if isinstance(failure, aiohttp.ClientConnectorError) else f"{member.url}: {text}"
 
 
 def _index(headers: Mapping[str, Any]) -> int:

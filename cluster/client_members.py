@@ -1,6 +1,7 @@
 """Which member a client talks to: it prefers the leader, and leaves one that fails for another."""
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 
@@ -137,7 +138,9 @@ async def _health(
 def describe(error: BaseException) -> str:
     """One line for people: what went wrong, without the library's wrapping."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"can't connect to {error.host}:{error.port} ({error.os_error.strerror or error.os_error})"
+        number = error.os_error.errno
+        why = os.strerror(number).lower() if number else str(error.os_error)
+        return f"can't connect to {error.host}:{error.port}: {why}"
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return str(error) or type(error).__name__

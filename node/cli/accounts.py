@@ -7,15 +7,20 @@ import typer
 from node.cli.output import out, print_json, print_table, say, short_time
 from node.cli.session import KeyOption, Limit, Local, PageToken, Session, connected
 
-account = typer.Typer(no_args_is_help=True, help="Open and show accounts. An account is an opaque id: no names in it.")
-deposit = typer.Typer()
+account = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Open and show accounts. An account is an opaque id: no names in it.",
+)
+deposit = typer.Typer(add_completion=False)
 withdraw = typer.Typer(
+    add_completion=False,
     no_args_is_help=True,
     help="""Take money out in two steps: `request` holds the amount; once the outside was paid, `post` it; if it
 could not be paid, `void` it and the money is available again.""",
 )
-transfer = typer.Typer()
-ledger = typer.Typer()
+transfer = typer.Typer(add_completion=False)
+ledger = typer.Typer(add_completion=False)
 
 AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="The account's id.")]
 AssetArgument = Annotated[str, typer.Argument(metavar="ASSET", help="For example USD.")]
@@ -25,7 +30,7 @@ AmountArgument = Annotated[str, typer.Argument(metavar="AMOUNT", help="A decimal
 @connected(account, "open")
 async def open_account(
     session: Session,
-    name: Annotated[str, typer.Argument(metavar="[ACCOUNT]", help="3 to 64 of a-z 0-9 _ -; drawn when left out.")] = "",
+    name: Annotated[str, typer.Argument(metavar="ACCOUNT", help="3 to 64 of a-z 0-9 _ -; drawn when left out.")] = "",
     keys_max: Annotated[int, typer.Option(min=1, help="Most idempotency keys it may hold at once.")] = 10_000_000,
     key: KeyOption = "",
 ) -> None:

@@ -13,7 +13,7 @@ from node.cli.session import DEFAULT_CLUSTER, CliError, Cluster, Json
 from statemachine.inspection import Inspection, inspect_store
 from statemachine.store_files import DATA_FILE
 
-inspect = typer.Typer()
+inspect = typer.Typer(add_completion=False)
 
 
 @inspect.command("inspect")

@@ -9,15 +9,15 @@ from typing import Annotated
 import typer
 
 from cluster.folder import ClusterFolder, create
-from cluster.launcher import READY_TIMEOUT_MS, STOP_TIMEOUT_MS, Launcher
+from cluster.launcher import READY_TIMEOUT_MS, STOP_TIMEOUT_MS, Launcher, LaunchError
 from node.cli.output import err, print_json, print_table, say
 from node.cli.session import DEFAULT_CLUSTER, CliError, Cluster, Json, mint
 
-cluster = typer.Typer(no_args_is_help=True, help="Make a new cluster folder.")
-up = typer.Typer()
-down = typer.Typer()
-node = typer.Typer()
-token = typer.Typer()
+cluster = typer.Typer(add_completion=False, no_args_is_help=True, help="Make a new cluster folder.")
+up = typer.Typer(add_completion=False)
+down = typer.Typer(add_completion=False)
+node = typer.Typer(add_completion=False)
+token = typer.Typer(add_completion=False)
 
 
 class Shape(StrEnum):
@@ -27,7 +27,7 @@ class Shape(StrEnum):
     five = "2+2+1"
 
 
-Members = Annotated[list[str] | None, typer.Argument(metavar="[MEMBER]...", help="Which ones; all when left out.")]
+Members = Annotated[list[str] | None, typer.Argument(metavar="MEMBER", help="Which ones; all when left out.")]
 
 
 @cluster.callback()
@@ -38,7 +38,7 @@ def _cluster() -> None:
 @cluster.command("init")
 def init(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Where to; --cluster or ./tiebreak-cluster when left out.")
+        Path | None, typer.Argument(metavar="DIR", help="Where to; --cluster or ./tiebreak-cluster when left out.")
     ] = None,
     shape: Annotated[Shape, typer.Option(help="Members of datacenter a + datacenter b + tiebreaker.")] = Shape.three,
     base_port: Annotated[
@@ -94,7 +94,7 @@ def start(
     launcher = Launcher(ClusterFolder(where))
     names = _named(launcher, members)
     ran_already = {name for name in names if launcher.running(name) is not None}
-    pids = {name: launcher.start(name) for name in names}
+    pids: dict[str, int] = {}
     ready: dict[str, int] = {}
 
     def on_ready(name: str, waited_ms: int) -> None:
@@ -102,8 +102,16 @@ def start(
         after = "runs already" if name in ran_already else f"ready after {waited_ms / 1000:.1f} s"
         err.print(f"[green]✓[/] {name:<12} {after}  [dim]pid {pids[name]}[/]")
 
-    with err.status(f"waiting for {', '.join(names)}"):
-        launcher.wait_ready(names, timeout_ms=timeout_ms, on_ready=on_ready)
+    try:
+        with err.status(f"waiting for {', '.join(names)}"):
+            for name in names:
+                pids[name] = launcher.start(name)
+            launcher.wait_ready(names, timeout_ms=timeout_ms, on_ready=on_ready)
+    except LaunchError:
+        left = [name for name in names if launcher.running(name) is not None]
+        if left:
+            say(f"[yellow]{', '.join(left)} still run; `tiebreak down` stops them[/]")
+        raise
     if as_json:
         print_json(
             [{"member": n, "pid": pids[n], "ready_ms": ready[n], "ran_already": n in ran_already} for n in names]

@@ -13,9 +13,13 @@ from cluster.wire import InstrumentView
 from node.cli.output import print_fields, print_json, print_table
 from node.cli.session import CliError, KeyOption, Local, Session, connected
 
-asset = typer.Typer(no_args_is_help=True, help="Add and list assets: what accounts hold, money and shares alike.")
-instrument = typer.Typer(no_args_is_help=True, help="Add, list and change instruments: one asset traded in another.")
-reference = typer.Typer()
+asset = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Add and list assets: what accounts hold, money and shares alike."
+)
+instrument = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Add, list and change instruments: one asset traded in another."
+)
+reference = typer.Typer(add_completion=False)
 
 SymbolArgument = Annotated[str, typer.Argument(metavar="SYMBOL", help="For example AAPL.")]
 MakerBps = Annotated[int, typer.Option(min=0, max=1_000, help="Fee of who rested, in hundredths of a percent.")]

@@ -65,9 +65,10 @@ The folder of the cluster is ./tiebreak-cluster, or what --cluster or TIEBREAK_C
 Every command takes --json: data goes to stdout, talk to stderr. Every command has --help with an example.
 """
 
-EPILOG = """[bold]Exit codes[/bold]: 0 done · 1 refused, or not healthy · 2 wrong usage · 3 outcome unknown, ask again
-with the key · 4 cluster not reachable · 70 a bug in tiebreak
-"""
+EPILOG = (
+    "[bold]Exit codes[/bold]: 0 done · 1 refused, or not healthy · 2 wrong usage · 3 outcome unknown, ask again with "
+    "its key · 4 cluster not reachable · 70 a bug in tiebreak"
+)
 
 
 class LazyGroup(TyperGroup):
@@ -205,8 +206,8 @@ def _first_sentence(point: EntryPoint | None) -> str:
         spec = importlib.util.find_spec(point.module)
         text = ast.get_docstring(ast.parse(Path(spec.origin or "").read_text("utf-8"))) if spec is not None else None
     except (ImportError, OSError, SyntaxError, ValueError):
-        return "(can't be loaded)"
-    return (text or "").split("\n\n", maxsplit=1)[0].replace("\n", " ")
+        text = None
+    return (text or "(can't be loaded)").split("\n\n", maxsplit=1)[0].replace("\n", " ")
 
 
 if __name__ == "__main__":

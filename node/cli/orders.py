@@ -21,10 +21,10 @@ from node.cli.session import (
     need_account,
 )
 
-order = typer.Typer(no_args_is_help=True, help="Place, replace, cancel, show and list orders.")
-book = typer.Typer()
-trades = typer.Typer()
-commands = typer.Typer(no_args_is_help=True, help="What became of a command, by its key.")
+order = typer.Typer(add_completion=False, no_args_is_help=True, help="Place, replace, cancel, show and list orders.")
+book = typer.Typer(add_completion=False)
+trades = typer.Typer(add_completion=False)
+commands = typer.Typer(add_completion=False, no_args_is_help=True, help="What became of a command, by its key.")
 
 OrderArgument = Annotated[str, typer.Argument(metavar="ORDER", help="The order's id.")]
 SymbolArgument = Annotated[str, typer.Argument(metavar="SYMBOL", help="For example AAPL.")]
@@ -61,7 +61,7 @@ async def place(
     session: Session,
     side: Annotated[Side, typer.Argument(help="Buy or sell.", show_default=False)],
     symbol: SymbolArgument,
-    qty: Annotated[str, typer.Argument(metavar="[QTY]", help="How much; left out with --budget.")] = "",
+    qty: Annotated[str, typer.Argument(metavar="QTY", help="How much; left out with --budget.")] = "",
     price: Annotated[
         str, typer.Option("--price", "-p", help="The limit; with --market the worst price it may trade at.")
     ] = "",
@@ -290,7 +290,7 @@ def _level(side: str, level: BookLevel) -> tuple[str, ...]:
 @connected(trades, "trades")
 async def show_trades(
     session: Session,
-    symbol: Annotated[str, typer.Argument(metavar="[SYMBOL]", help="Only this instrument.")] = "",
+    symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="Only this instrument.")] = "",
     account: Account = "",
     limit: Limit = 50,
     page_token: PageToken = "",
@@ -328,6 +328,11 @@ async def show_trades(
     )
     if page.next_page_token:
         say(f"[dim]more: --page-token {page.next_page_token}[/]")
+
+
+@commands.callback()
+def _commands() -> None:
+    pass
 
 
 class Scope(StrEnum):

@@ -55,7 +55,7 @@ Authority = Annotated[
 Account = Annotated[
     str,
     typer.Option(
-        "--account", "-a", envvar="TIEBREAK_ACCOUNT", metavar="ACCOUNT", help="Whose it is.", show_envvar=True
+        "--account", "-a", envvar="TIEBREAK_ACCOUNT", metavar="ACCOUNT", help="The account.", show_envvar=True
     ),
 ]
 KeyOption = Annotated[

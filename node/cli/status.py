@@ -17,7 +17,7 @@ from node.cli.main import EXIT_REFUSED
 from node.cli.output import out, print_json, table
 from node.cli.session import Session, connected
 
-status = typer.Typer()
+status = typer.Typer(add_completion=False)
 
 LAG_MAX = 10_000
 """A replica that is further behind than this is told as lagging."""
@@ -34,6 +34,7 @@ class Row(Struct, frozen=True):
     healthy: bool
     health: str
     url: str
+    error: str = ""
     lag: int = 0
     digest: str = ""
     view: MemberView | None = None
@@ -104,7 +105,7 @@ def judge(found: Sequence[Health], digests: dict[str, str], digest_index: int) -
         view = health.view
         name = view.name if view is not None else health.member.name or health.member.url
         if view is None:
-            rows.append(Row(name, False, health.error, health.member.url))
+            rows.append(Row(name, False, "unreachable", health.member.url, health.error))
             continue
         witness = view.role == "witness"
         lag = max(0, end - view.durable_index if witness else commit - view.applied_index)
@@ -112,7 +113,7 @@ def judge(found: Sequence[Health], digests: dict[str, str], digest_index: int) -
         problem = _problem(view, lag, leader)
         if not problem and digest and not agree:
             problem = "digests differ"
-        rows.append(Row(name, not problem, problem or "ok", health.member.url, lag, digest, view))
+        rows.append(Row(name, not problem, problem or "ok", health.member.url, "", lag, digest, view))
     return Report(all(row.healthy for row in rows) and bool(leader), leader, digest_index, rows)
 
 
@@ -150,7 +151,8 @@ def picture(report: Report) -> Group:
     if len(compared) > 1:
         same = "are the same" if len(set(compared)) == 1 else "DIFFER"
         line.append(f"; digests at index {report.digest_index} {same}")
-    return Group(made, line)
+    silent = [Text(f"{row.name}: {row.error}", style="dim") for row in report.members if row.error]
+    return Group(made, line, *silent)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

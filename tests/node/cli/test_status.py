@@ -1,0 +1,81 @@
+"""What `tiebreak status` makes of what members say, edge by edge."""
+
+import pytest
+from msgspec.structs import replace
+
+from cluster.client import Health, Member
+from cluster.wire import MemberView
+from node.cli.status import LAG_MAX, judge
+
+BASE = MemberView(
+    name="dc-a",
+    site="dc-a",
+    role="replica",
+    state="leader",
+    leader="dc-a",
+    term=3,
+    epoch=1,
+    has_quorum=True,
+    ready=True,
+    first_index=1,
+    last_index=20_000,
+    durable_index=20_000,
+    commit_index=20_000,
+    applied_index=20_000,
+    stored_index=19_990,
+    time_us=1,
+    digest="",
+    digest_index=0,
+    writes_stopped=False,
+    uptime_s=1.0,
+    pid=1,
+    version="0",
+)
+A = BASE
+B = replace(BASE, name="dc-b", site="dc-b", state="follower")
+T = replace(BASE, name="tiebreaker", site="tiebreaker", role="witness", state="follower", applied_index=0, ready=False)
+SAME = {"dc-a": "aa", "dc-b": "aa"}
+
+
+def health(view: MemberView) -> Health:
+    return Health(Member("http://x", view.name), view)
+
+
+# members, digests, healthy, what the second one's health says
+ROWS = [
+    ([A, B, T], SAME, True, "ok"),
+    ([A, B, T], {"dc-a": "aa", "dc-b": "bb"}, False, "digests differ"),
+    ([A, B, T], {"dc-a": "aa"}, True, "ok"),  # nothing to compare with is no disagreement
+    ([A, replace(B, applied_index=20_000 - LAG_MAX), T], SAME, True, "ok"),
+    ([A, replace(B, applied_index=20_000 - LAG_MAX - 1), T], SAME, False, "lagging"),
+    ([A, replace(B, ready=False), T], SAME, False, "not ready"),
+    ([A, replace(B, has_quorum=False), T], SAME, False, "no quorum"),
+    ([A, replace(B, writes_stopped=True), T], SAME, False, "writes stopped"),
+    ([replace(A, state="follower"), B, T], SAME, False, "no leader"),
+    # A leader of an older term that does not know it yet is not the leader.
+    ([replace(A, term=2), replace(B, state="leader"), T], SAME, True, "ok"),
+]
+
+
+@pytest.mark.parametrize(("views", "digests", "healthy", "second"), ROWS)
+def test_judge(views: list[MemberView], digests: dict[str, str], healthy: bool, second: str) -> None:
+    report = judge([health(view) for view in views], digests, 20_000)
+    assert (report.healthy, report.members[1].health) == (healthy, second)
+
+
+def test_the_leader_is_the_one_of_the_highest_term() -> None:
+    report = judge([health(replace(A, term=2)), health(replace(B, state="leader")), health(T)], SAME, 1)
+    assert report.leader == "dc-b"
+
+
+def test_a_silent_member_is_not_healthy() -> None:
+    report = judge(
+        [health(A), health(B), Health(Member("http://x", "tiebreaker"), error="connection refused")], SAME, 1
+    )
+    assert not report.healthy
+    assert report.members[2].health == "unreachable"
+
+
+def test_lag_of_a_witness_is_that_of_its_log() -> None:
+    report = judge([health(A), health(B), health(replace(T, durable_index=19_000))], SAME, 1)
+    assert report.members[2].lag == 1_000
