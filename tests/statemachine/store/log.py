@@ -26,12 +26,14 @@ from statemachine.types import OrderType, Side, TimeInForce
 
 START_US = 20_000 * DAY_US
 ACCOUNTS = ("anna", "bert", "cleo", "dora")
+QUIET = "eddy"
+"""Sends one command early and nothing after it."""
 
 
 def setup() -> list[Envelope]:
     commands: list[Command] = [AddAsset("USD", 2, 10**15), AddAsset("XYZ", 0, 10**12)]
     commands.append(AddInstrument("XYZ-USD", "XYZ", "USD", 2, 0, 1, 1, 10, 20))
-    for account in ACCOUNTS:
+    for account in (*ACCOUNTS, QUIET):
         commands += [OpenAccount(account), Deposit(account, "USD", 10**10), Deposit(account, "XYZ", 10**7)]
     return [Envelope("@operator", f"setup-{n}", 0, encode_command(command)) for n, command in enumerate(commands)]
 
@@ -81,6 +83,8 @@ def make_log(batches: int, *, seed: int = 1, step_us: int = DAY_US // 25, comman
         commands = [one(random, now_us) for _ in range(random.randrange(commands_max))]
         if sent and random.random() < 0.3:
             commands.append(random.choice(sent[-40:]))
+        if number == 1:
+            commands.append(Envelope(QUIET, "only", 0, encode_command(CancelOrder(QUIET, 1))))
         sent += [command for command in commands if command.key]
         log.append(encode_batch(now_us, commands))
     return log

@@ -35,7 +35,7 @@ def test_a_good_disk_has_no_findings(stopped: Path) -> None:
     found = inspect_store(stopped)
     assert (found.findings, found.holds) == ([], True)
     assert (found.cluster_id, found.member, found.applied_index) == ("c1", "m1", BATCHES)
-    assert found.counts["accounts"] == 7
+    assert found.counts["accounts"] == 8
     assert found.counts["ledger rows"] > 100
     assert found.counts["closed orders"] + found.counts["open orders"] <= found.orders_entered
     assert found.state_digest == state_digest(stopped)
@@ -142,7 +142,11 @@ def open_a_closed_order(view: View) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "word"),
-    [(swap_row, "ledger"), (drop_trades, "trades: the last is"), (open_a_closed_order, "is closed, and open")],
+    [
+        (swap_row, "the chain over row"),
+        (drop_trades, "trades: the last is"),
+        (open_a_closed_order, "is closed, and open"),
+    ],
 )
 def test_each_damage_is_found(stopped: Path, damage: Callable[[View], None], word: str) -> None:
     store = store_at(stopped)

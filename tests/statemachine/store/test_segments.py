@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from statemachine.codec import Envelope, encode_batch, encode_command
+from statemachine.commands import Deposit
+from statemachine.inspection import inspect_here
+from statemachine.machine import Machine
 from statemachine.segments import SegmentDamaged, segment_name, verify_segment
 from statemachine.store import Store
 from statemachine.store_files import PastGone
 from statemachine.store_rows import DAY_US, Kind
 from statemachine.store_sealing import CHAIN_START, Retention
+from tests.statemachine.store.log import setup
 from tests.statemachine.store.made import START_US, Made, run
 
 STEP_US = DAY_US // 20
@@ -177,3 +182,33 @@ def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     assert list(store.segments_path.iterdir()) == []
     assert store.history.trade(5) is not None
     store.close()
+
+
+def test_a_batch_larger_than_a_block_and_a_step_is_sealed_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statemachine.store_sealing.STEP_BYTES", 10_000)
+    deposits = [
+        Envelope("@custodian", f"d{number}", 0, encode_command(Deposit("anna", "USD", number + 1)))
+        for number in range(1_000)
+    ]
+    store = opened(tmp_path)
+    machine = Machine(store)
+    for index, commands in enumerate((setup(), deposits, deposits[:1]), start=1):
+        store.add(machine.apply(index, encode_batch(START_US + index // 3 * DAY_US, commands)))
+    store.flush(machine.collect())
+    steps = {}
+    while (seal := store.begin_seal()) is not None:
+        steps[seal.kind] = 1
+        while not seal.step():
+            steps[seal.kind] += 1
+        store.publish_seal(seal)
+        seal.commit()
+    assert steps[Kind.ledger] > 3
+    account = machine.account("anna")
+    assert account is not None
+    page = store.history.ledger(account.last_ledger_row, limit=5_000)
+    assert [row.delta_units for row in page.rows[:1_000]] == list(range(1_000, 0, -1))
+    assert len(store.history.ledger_log.segments[0].index().blocks) > 5
+    store.close()
+    assert inspect_here(tmp_path).findings == []

@@ -92,6 +92,7 @@ def test_every_stage_is_seen(tmp_path: Path, stage: str) -> None:
     assert history.closed_order(8) is None
     assert [order.order_id for order in history.closed_orders(7, limit=100).rows] == [7, 4, 1]
     assert [batch.index for batch in history.events_after(0, bytes_max=1 << 20)] == list(range(1, 11))
+    assert [order.order_id for order in history.closed_log.iterate()] == [1, 2, 3, 4, 5, 6, 7]
     account = store.account("anna")
     assert account is not None
     assert account.balances[0][1] == (7 if stage == "pending" else 10)
