@@ -6,6 +6,7 @@ are what running leaves behind.
 
 import os
 import secrets
+import tomllib
 import uuid
 from pathlib import Path
 
@@ -81,6 +82,13 @@ class ClusterFolder:
 
     def config(self, member: str) -> Path:
         return self.root / "members" / f"{member}.toml"
+
+    def scheme(self, member: str) -> str:
+        """How the member's API is spoken to: https where its file has [api_tls], else http."""
+        try:
+            return "https" if "api_tls" in tomllib.loads(self.config(member).read_text("utf-8")) else "http"
+        except (OSError, tomllib.TOMLDecodeError):
+            return "http"
 
     def data(self, member: str) -> Path:
         return self.root / "data" / member

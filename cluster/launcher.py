@@ -14,7 +14,6 @@ import ssl
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -141,7 +140,7 @@ class Launcher:
         """Whether the member answers /readyz with 200 now."""
         member = self.members[name]
         connection: http.client.HTTPConnection
-        if self.scheme(name) == "https":
+        if self.folder.scheme(name) == "https":
             connection = http.client.HTTPSConnection(
                 member.api_host, member.api_port, timeout=1.0, context=_any_certificate()
             )
@@ -154,13 +153,6 @@ class Launcher:
             return False
         finally:
             connection.close()
-
-    def scheme(self, name: str) -> str:
-        """http, or https where the member's file has [api_tls]."""
-        try:
-            return "https" if "api_tls" in tomllib.loads(self.folder.config(name).read_text("utf-8")) else "http"
-        except (OSError, tomllib.TOMLDecodeError):
-            return "http"
 
     def stop(self, names: Iterable[str] | None = None, *, timeout_ms: int = STOP_TIMEOUT_MS) -> dict[str, str]:
         """End members by SIGTERM, all at once, and those that still run at the timeout by SIGKILL.

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
-from cluster.client import Client, Done, Member, Outcome, Refused, members_of
-from cluster.folder import ClusterFolder, FolderError
+from cluster.client import Client, Done, Member, Outcome, Refused
+from cluster.folder import ClusterFolder
+from cluster.topology import MemberRole
 from cluster.wire import Answer
 from node.cli.main import EXIT_REFUSED, EXIT_UNKNOWN, EXIT_UNREACHABLE
 from node.cli.output import complain, print_json, say
@@ -121,8 +122,14 @@ class Session:
         if self._urls:
             members = list(self._urls)
         else:
-            self.folder.topology()  # says what to do when there is no cluster
-            members = list(members_of(self.folder.topology_path))
+            members = [
+                Member(
+                    f"{self.folder.scheme(member.name)}://{member.api_host}:{member.api_port}",
+                    member.name,
+                    witness=member.role is MemberRole.witness,
+                )
+                for member in self.folder.topology().members
+            ]
         tls = ssl.create_default_context(cafile=str(self._ca)) if self._ca is not None else None
         return Client(members, token=self._token or self._mint(role, account), timeout_ms=self._timeout_ms, tls=tls)
 
@@ -229,6 +236,3 @@ SHARED = {
 
 def _said(answer: Answer) -> dict[str, Any]:
     return {name: value for name in answer.__struct_fields__ if (value := getattr(answer, name)) not in ("", None)}
-
-
-__all__ = ["FolderError", "Session", "connected"]
