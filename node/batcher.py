@@ -13,6 +13,7 @@ from typing import Protocol
 from cluster.consensus.engine import ConsensusError, Overloaded
 from node.config import NodeLimits
 from node.errors import NodeError
+from node.metrics import Metrics
 from statemachine.codec import Envelope, encode_batch, encode_command
 from statemachine.commands import CancelAccountOrders, CancelInstrumentOrders, CancelOrder, CloseSession, Command
 
@@ -85,6 +86,7 @@ class Batcher:
         on_failed: Callable[[list[Item], ConsensusError], None],
         *,
         clock: Callable[[], int] = clock_us,
+        metrics: Metrics | None = None,
     ) -> None:
         self.closed: NodeError | None = None
         """Set: every command is turned away with it (no room on disk)."""
@@ -94,6 +96,7 @@ class Batcher:
         self._limits = limits
         self._on_failed = on_failed
         self._clock = clock
+        self._observe_size = None if metrics is None else metrics.batch_commands.observe
         self._last_stamp_us = 0
         self._main: deque[Item] = deque()
         self._lane: deque[Item] = deque()
@@ -192,6 +195,8 @@ class Batcher:
             self._under_way.append(payload)
             self.batches += 1
             self.commands += len(items)
+            if self._observe_size is not None:
+                self._observe_size(len(items))
             for item in items:
                 item.state = SENT
 

@@ -7,24 +7,24 @@ import msgspec
 
 from node.errors import InvalidField, Malformed, NodeError
 
-Body = TypeVar("Body", covariant=True)
+Body_co = TypeVar("Body_co", covariant=True)
 
 _at = re.compile(r" - at `(key in )?\$\.?([^`]*)`\Z")
 _named = re.compile(r"(?:unknown|required) field `([^`]{1,64})`")
 _bound = re.compile(r"of length|matching regex|>=|<=|Invalid enum value| > | < ")
 
 
-class Reader(Generic[Body]):
+class Reader(Generic[Body_co]):
     """Decodes one kind of body. Unknown fields, wrong types and values out of bounds are refused."""
 
     def __init__(self, kind: Any) -> None:
         self._json = msgspec.json.Decoder(kind)
         self._msgpack = msgspec.msgpack.Decoder(kind)
 
-    def read(self, body: bytes, *, is_msgpack: bool = False) -> Body:
+    def read(self, body: bytes, *, is_msgpack: bool = False) -> Body_co:
         """Raises Malformed (400) for bytes or types that don't fit, InvalidField (422) for values out of bounds."""
         try:
-            decoded: Body = self._msgpack.decode(body) if is_msgpack else self._json.decode(body)
+            decoded: Body_co = self._msgpack.decode(body) if is_msgpack else self._json.decode(body)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise refused_body(error) from error
         return decoded

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from cluster.certificates import TlsFiles
 from cluster.topology import InvalidTopology, Member, MemberRole, Topology, read_topology
 from statemachine.codec import BATCH_BYTES_MAX, COMMANDS_PER_BATCH_MAX
 
@@ -49,7 +50,8 @@ class NodeLimits(Struct, frozen=True, forbid_unknown_fields=True):
     waiting_max: commands that wait for their outcome here. queue_max: commands that the leader has not
         proposed yet. cancels_reserved: room in both that only cancels may use.
     pipeline: batches under way at once; what comes then is grouped.
-    disk_free_bytes_min: below it writes are refused, until there is disk_free_bytes_ok again.
+    disk_free_bytes_min: with less room on disk, or in the store's store_bytes_max, writes are refused,
+        until the disk has disk_free_bytes_ok again.
     """
 
     waiting_max: int = 200_000
@@ -126,9 +128,7 @@ class NodeConfig(Struct, frozen=True):
     data_dir: Path
     token_public_key: bytes
     session_key: bytes
-    ca: Path
-    cert: Path
-    key: Path
+    tls: TlsFiles
     api_tls: tuple[Path, Path] | None
     timing: NodeTiming
     limits: NodeLimits
@@ -192,6 +192,7 @@ RELATIONS = (
     ("limits", "batch_commands_max", "queue_max", "a batch is taken from the queue"),
     ("limits", "connections_per_address_max", "connections_max", "one address is part of all"),
     ("limits", "disk_free_bytes_min", "disk_free_bytes_ok", "writes would stop and start at one point"),
+    ("limits", "disk_free_bytes_ok", "store_bytes_max", "an empty store would have no room"),
     ("limits", "rate_per_s", "rate_burst", "a second's worth must fit into the bucket"),
 )
 
@@ -224,9 +225,11 @@ def read_config(path: Path) -> NodeConfig:
         data_dir=(base / file.data_dir).resolve(),
         token_public_key=_read(base, "auth.token_public_key", file.auth.token_public_key),
         session_key=_session_key(_read(base, "auth.session_key", file.auth.session_key)),
-        ca=_exists(base, "tls.ca", file.tls.ca),
-        cert=_exists(base, "tls.cert", file.tls.cert),
-        key=_exists(base, "tls.key", file.tls.key),
+        tls=TlsFiles(
+            ca=_exists(base, "tls.ca", file.tls.ca),
+            certificate=_exists(base, "tls.cert", file.tls.cert),
+            key=_exists(base, "tls.key", file.tls.key),
+        ),
         api_tls=None
         if tls is None
         else (_exists(base, "api_tls.cert", tls.cert), _exists(base, "api_tls.key", tls.key)),

@@ -20,6 +20,7 @@ from node.batcher import DROPPED, IDLE, SENT, Batcher, Item, clock_us
 from node.config import NodeLimits, NodeTiming
 from node.errors import DiskLow, InternalError, NodeError, NoLeader, NoQuorum, NotReady, OutcomeUnknown, Overloaded
 from node.market import Market
+from node.metrics import Metrics
 from statemachine.codec import Envelope, UnknownFormat, decode_batch, decode_command, encode_command
 from statemachine.commands import INTERNAL, Command
 from statemachine.records import Applied
@@ -175,6 +176,7 @@ class Submitter:
         *,
         witnesses: Iterable[str] = (),
         clock: Callable[[], int] = clock_us,
+        metrics: Metrics | None = None,
     ) -> None:
         self.refusal: NodeError | None = NotReady("this node is starting; try again or ask another member")
         """Set: new commands are refused with it (not started, draining, disk low)."""
@@ -185,7 +187,7 @@ class Submitter:
         self._limits = limits
         self._timing = timing
         self._witnesses = frozenset(witnesses)
-        self.batcher = Batcher(engine, limits, self._failed, clock=clock)
+        self.batcher = Batcher(engine, limits, self._failed, clock=clock, metrics=metrics)
         self._waiting: dict[tuple[str, str], Prepared] = {}
         self._frames: dict[int, _Frame] = {}
         self._parked: deque[_Frame] = deque()
@@ -199,6 +201,11 @@ class Submitter:
     def waiting(self) -> int:
         """Commands whose outcome is not known yet."""
         return self._commands
+
+    def set_refusal(self, error: NodeError | None) -> None:
+        """From now on refuse what comes, here and from other members, or (None) take it again."""
+        self.refusal = error
+        self.batcher.closed = error if isinstance(error, DiskLow) else None
 
     # ---- what clients do ----
 
@@ -231,6 +238,13 @@ class Submitter:
             else:
                 self._route(frame, accepted)
         return frame.future
+
+    async def settled(self, *, timeout_ms: int) -> bool:
+        """Wait until nothing waits for its outcome any more. False: the time was over first."""
+        futures = [frame.future for frame in self._frames.values()]
+        if futures:
+            await asyncio.wait(futures, timeout=timeout_ms / 1000)
+        return not self._frames
 
     def tell(self, *commands: Command) -> None:
         """Submit internal commands without waiting: what is lost is said again by whoever says it."""

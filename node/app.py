@@ -1,0 +1,301 @@
+"""Builds the objects of one member, starts them, and takes them down again: the only place that does."""
+
+import asyncio
+import gc
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from cluster.consensus.engine import ConsensusError, Engine, Role
+from cluster.topology import MemberRole
+from node.answers import Answers
+from node.api import accounts, commands, markets, orders, status
+from node.auth import Authenticator
+from node.catalogue import Catalogue
+from node.config import NodeConfig
+from node.context import NODE, Node
+from node.door import Door
+from node.driver import Driver
+from node.errors import NotReady
+from node.event_views import EventViews
+from node.intake import Intake
+from node.limits import ConnectionGuard, HttpLimits, middlewares
+from node.metrics import Metrics
+from node.ratelimit import RateLimiter, Rates
+from node.reads import Reads
+from node.session_token import SessionTokens
+from node.submit import Submitter
+from statemachine.machine import Machine
+from statemachine.store import Store
+from statemachine.store_sealing import Retention
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.node")
+
+EXIT_STORE_FAILED = 73
+FOR_EVER_DAYS = 1_000_000
+_GC_THRESHOLDS = (100_000, 50, 50)
+"""Orders live long and hold no cycles; with Python's own thresholds collections take a tenth of the time."""
+
+
+class App:
+    """One member, from its config to its exit code."""
+
+    def __init__(
+        self, config: NodeConfig, engine: Engine, *, on_fatal: Callable[[int, str], None] | None = None
+    ) -> None:
+        """on_fatal(exit_code, reason): leave at once; tests give one that returns."""
+        self.config = config
+        self.node = node = Node()
+        self._on_fatal = on_fatal or _leave
+        node.config = config
+        node.engine = engine
+        node.metrics = Metrics(config.name, config.member.role.value)
+        node.authenticator = Authenticator([config.token_public_key.decode()])
+        limits = config.limits
+        node.limiter = RateLimiter(
+            Rates(
+                commands_per_s=limits.rate_per_s,
+                burst=limits.rate_burst,
+                cancels_per_s=limits.rate_per_s,
+                cancel_burst=limits.rate_burst,
+            )
+        )
+        node.session_tokens = SessionTokens(config.session_key, epoch=node.epoch)
+        self._driver: Driver | None = None
+        self._guard = ConnectionGuard(HttpLimits.of(limits))
+        self._server: asyncio.Server | None = None
+        self._runner: web.AppRunner | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    # ---- start ----
+
+    async def start(self) -> None:
+        """Load the state, join the group, open the API. Raises what config, store or network object to."""
+        config, node = self.config, self.node
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        if not node.is_witness:
+            self._build_replica()
+        web_app = self._web_app()
+        applied_index = 0 if node.is_witness else node.machine.applied_index
+        await node.engine.start(applied_index=applied_index)
+        if self._driver is not None:
+            node.submitter.role_changed()
+            node.submitter.set_refusal(None)
+            self._driver.start()
+        await self._listen(web_app)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
+        node.ready = True
+        log.info("started", api=f"{config.member.api_host}:{config.member.api_port}", applied_index=applied_index)
+
+    def _build_replica(self) -> None:
+        config, node = self.config, self.node
+        kept = config.retention
+        node.store = store = Store(
+            config.data_dir / "store",
+            cluster_id=config.topology.cluster_id,
+            member=config.name,
+            map_size_bytes=config.limits.store_bytes_max,
+            low_water_bytes=config.limits.disk_free_bytes_min,
+            retention=Retention(
+                events_days=kept.events_days or FOR_EVER_DAYS,
+                ledger_days=kept.ledger_days or FOR_EVER_DAYS,
+                trades_days=kept.trades_days or FOR_EVER_DAYS,
+                closed_orders_days=kept.orders_days or FOR_EVER_DAYS,
+            ),
+        )
+        node.history = store.history
+        node.machine = machine = Machine(store, store.load())
+        node.catalogue = Catalogue(machine, store.history)
+        node.answers = Answers(store, store.history, machine, node.catalogue)
+        secret = blake2b(config.session_key, digest_size=32, person=b"account ids").digest()
+        node.door = Door(node.catalogue, account_secret=secret)
+        node.reads = Reads(node.engine, lambda: machine.applied_index, config.timing)
+        node.intake = Intake(node.door, node.reads)
+        witnesses = [one.name for one in config.topology.members if one.role is MemberRole.witness]
+        node.submitter = Submitter(
+            node.engine, node.answers, config.limits, config.timing, witnesses=witnesses, metrics=node.metrics
+        )
+        self._driver = Driver(
+            config,
+            machine,
+            store,
+            node.engine,
+            node.submitter,
+            on_fatal=lambda reason: self._on_fatal(EXIT_STORE_FAILED, reason),
+        )
+        node.engine.on_committed = self._committed
+        node.engine.on_role = node.submitter.role_changed
+        node.engine.on_message = self._message
+        node.engine.set_stored_index(store.stored_index)
+        self._watch()
+
+    def _watch(self) -> None:
+        node, limits = self.node, self.config.limits
+        submitter, metrics = node.submitter, node.metrics
+        metrics.watch(lambda: submitter.waiting, queue="waiting", bound=limits.waiting_max)
+        metrics.watch(lambda: submitter.batcher.queued, queue="batcher", bound=limits.queue_max)
+        metrics.watch(lambda: submitter.batcher.under_way, queue="pipeline", bound=limits.pipeline)
+        metrics.watch(lambda: node.reads.waiting, queue="reads")
+        metrics.watch(lambda: node.store.pending_bytes, queue="store_bytes")
+        metrics.watch_ready(lambda: node.ready)
+        metrics.watch_connections(
+            lambda: len(self._guard.connections), kind="tcp", bound=self._guard.limits.connections_max
+        )
+
+    def _web_app(self) -> web.Application:
+        node = self.node
+        app = web.Application(
+            middlewares=middlewares(node, self._guard.limits), client_max_size=self.config.limits.body_bytes_max + 1
+        )
+        app[NODE] = node
+        app.add_routes(status.routes(node))
+        if not node.is_witness:
+            for module in (orders, accounts, markets, commands):
+                app.add_routes(module.ROUTES)
+            self._add_events(app)
+        return app
+
+    def _add_events(self, app: web.Application) -> None:
+        from node import feed, stream  # noqa: PLC0415
+
+        views = EventViews(self.node.catalogue)
+        stream.add_routes(app, self.node, views)
+        feed.add_routes(app, self.node, views, self.node.catalogue)
+
+    async def _listen(self, app: web.Application) -> None:
+        member = self.config.member
+        options: dict[str, Any] = self._guard.limits.runner_options()
+        self._runner = web.AppRunner(app, **options)
+        await self._runner.setup()
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("the runner made no server")
+        self._server = await asyncio.get_running_loop().create_server(
+            self._guard.factory(server), member.api_host, member.api_port, ssl=self._tls(), backlog=1024
+        )
+        self._guard.start()
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if self.config.api_tls is None:
+            return None
+        cert, key = self.config.api_tls
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(cert, key)
+        return context
+
+    # ---- what the engine tells ----
+
+    def _committed(self, index: int, payload: bytes) -> None:
+        """Apply one entry, hand it to the store, answer who waits, tell who listens. An exception ends the process."""
+        node = self.node
+        applied = node.machine.apply(index, payload)
+        node.store.add(applied)
+        node.submitter.applied(applied, payload)
+        node.reads.applied(index)
+        for hook in node.on_applied:
+            hook(applied)
+        if self._driver is not None:
+            self._driver.applied(applied, payload)
+
+    def _message(self, member: str, kind: str, body: bytes) -> None:
+        try:
+            self.node.submitter.received(member, kind, body)
+        except ValueError as error:
+            log.error("unreadable message", member=member, kind=kind, error=str(error)[:300])
+
+    # ---- leave ----
+
+    async def drain(self) -> None:
+        """Leave in order: not ready, leadership away, connections closed in steps, all written."""
+        node, timing = self.node, self.config.timing
+        if node.draining:
+            return
+        node.ready, node.draining = False, True
+        log.info("draining")
+        half_ms = timing.drain_ms // 2
+        try:
+            if not node.is_witness and node.engine.status().role is Role.leader:
+                moved = await node.engine.transfer_leadership(None, timeout_ms=min(half_ms, 5_000))
+                log.info("leadership", handed_over=moved)
+        except ConsensusError as error:
+            log.warning("leadership stays", error=str(error))
+        for part in node.on_drain:
+            await part.drain(timeout_ms=half_ms // max(1, len(node.on_drain)))
+        if not node.is_witness:
+            # Streams are closed, and said so; what still comes over HTTP is told to go elsewhere.
+            node.submitter.set_refusal(NotReady("this node is leaving; nothing was logged: ask another member"))
+            await node.submitter.settled(timeout_ms=half_ms)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Close the listener, write what is pending, leave the group. Safe to call once, after start."""
+        node = self.node
+        node.ready = False
+        if self._server is not None:
+            self._server.close()
+        await self._guard.stop()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._driver is not None:
+            await self._driver.stop()
+        await node.engine.stop()
+        if not node.is_witness:
+            node.store.close()
+        log.info("stopped")
+
+
+def _leave(exit_code: int, reason: str) -> None:
+    # Crash is the one way to stop that is tested: nothing more is acknowledged.
+    log.critical("leaving", exit_code=exit_code, reason=reason)
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def make_engine(config: NodeConfig) -> Engine:
+    """The engine that runs: hardened PySyncObj over TLS."""
+    from cluster.consensus.hardened import HardenedEngine  # noqa: PLC0415
+    from cluster.consensus.settings import EngineSettings, Limits  # noqa: PLC0415
+
+    return HardenedEngine(
+        EngineSettings(
+            topology=config.topology,
+            member=config.name,
+            folder=config.data_dir / "journal",
+            tls=config.tls,
+            # Below the mark at which we refuse politely.
+            limits=Limits(free_bytes_min=config.limits.disk_free_bytes_min // 2),
+        )
+    )
+
+
+async def serve(config: NodeConfig) -> int:
+    """Run one member until SIGTERM or SIGINT; returns its exit code."""
+    app = App(config, make_engine(config))
+    leave = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave.set)
+    await app.start()
+    await leave.wait()
+    await app.drain()
+    return 0
+
+
+def run_member(config: NodeConfig) -> int:
+    """Run one member in this process, logs on stderr; returns its exit code."""
+    import uvloop  # noqa: PLC0415
+
+    from node.tracing import configure_logging  # noqa: PLC0415
+
+    configure_logging(config.log_level, member=config.name)
+    return uvloop.run(serve(config))
