@@ -115,8 +115,10 @@ def opened(path: Path) -> Iterator[View]:
         env = open_read_only(path)
         try:
             tables = Tables(env)
-            tables.open_all(create=False)
+            tables.open_all()
             missing = [name for name in FIXED if name not in tables.fixed]
+            if len(missing) == len(FIXED) and not env.dbs():
+                raise ForeignStore(f"{path} holds a store that was never written to")
             if missing:
                 raise ForeignStore(f"{path} is no store of ours: it has no table {missing[0]}")
             yield View(tables, path / SEGMENTS_FOLDER, [])

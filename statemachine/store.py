@@ -111,12 +111,9 @@ class Store:
             raise
 
     def _start(self, identity: Identity) -> None:
-        env = self._tables.env
         self._check_identity(identity)
-        self._tables.open_all(create=True)
-        with env.begin(write=True) as txn:
-            if txn.get(IDENTITY_KEY, db=self._tables.fixed[INFO]) is None:
-                txn.put(IDENTITY_KEY, encode_record(identity), db=self._tables.fixed[INFO])
+        self._tables.create_fixed(encode_record(identity))
+        self._tables.open_all()
         # The files themselves are new: their names must survive a power cut as their contents do.
         fsync_folder(self.path)
         self._view = View(self._tables, self.segments_path, self._generations)

@@ -91,15 +91,22 @@ class Tables:
         self.families: dict[str, dict[int, Handle]] = {family: {} for family in FAMILIES}
         self._reader: Transaction | None = None
 
-    def open_all(self, *, create: bool) -> None:
-        """Open every table that exists; with `create`, the fixed ones too."""
-        names = {name.decode() for name in self.env.dbs()}
-        for name in FIXED:
-            if create or name in names:
-                self.fixed[name] = self.env.open_db(name.encode(), create=create)
-        for name in sorted(names - set(FIXED)):
+    def create_fixed(self, identity: bytes) -> None:
+        """Make the fixed tables and write whose they are, in one transaction; nothing where that was done before."""
+        with self.env.begin(write=True) as txn:
+            for name in FIXED:
+                self.env.open_db(name.encode(), txn=txn)
+            info = self.env.open_db(INFO.encode(), txn=txn)
+            if txn.get(IDENTITY_KEY, db=info) is None:
+                txn.put(IDENTITY_KEY, identity, db=info)
+
+    def open_all(self) -> None:
+        """Open every table that exists."""
+        for name in sorted(name.decode() for name in self.env.dbs()):
             family, _, number = name.partition(".")
-            if family in self.families and number.isdecimal():
+            if name in FIXED:
+                self.fixed[name] = self.env.open_db(name.encode(), create=False)
+            elif family in self.families and number.isdecimal():
                 self.families[family][int(number)] = self.env.open_db(name.encode(), create=False)
 
     def reader(self) -> Transaction:

@@ -13,6 +13,7 @@ from statemachine.segments import segment_name
 from statemachine.store import Store
 from statemachine.store_files import ForeignStore, StoreDamaged, StoreLocked
 from statemachine.store_rows import DAY_US, Kind
+from statemachine.store_tables import Tables
 from statemachine.store_view import View
 from tests.statemachine.store.crash_child import live
 from tests.statemachine.store.log import START_US, make_log
@@ -81,6 +82,19 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"")
     with pytest.raises(StoreDamaged):
         inspect_store(tmp_path)
+
+
+def test_a_store_that_died_while_it_was_made_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(_tables: Tables, _identity: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Tables, "create_fixed", die)
+        store_at(tmp_path)
+    with pytest.raises(ForeignStore, match="never written to"):
+        inspect_store(tmp_path)
+    store_at(tmp_path).close()
+    assert inspect_store(tmp_path).holds
 
 
 def test_a_damaged_page_is_an_error_not_a_crash(stopped: Path) -> None:
