@@ -86,6 +86,7 @@ class App:
         applied_index = 0 if node.is_witness else node.machine.applied_index
         await node.engine.start(applied_index=applied_index)
         if self._driver is not None:
+            node.engine.set_stored_index(node.store.stored_index)
             node.submitter.role_changed()
             node.submitter.set_refusal(None)
             self._driver.start()
@@ -135,7 +136,6 @@ class App:
         node.engine.on_committed = self._committed
         node.engine.on_role = node.submitter.role_changed
         node.engine.on_message = self._message
-        node.engine.set_stored_index(store.stored_index)
         self._watch()
 
     def _watch(self) -> None:

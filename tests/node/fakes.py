@@ -1,6 +1,7 @@
 """A group of one for tests of the node: an engine that commits at once in the process, and members made around it."""
 
 import asyncio
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -119,10 +120,10 @@ class SoloEngine:
         )
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, *, first: int | None = None) -> list[int]:
     """Ports of 127.0.0.1 that nobody listens on now, below those that outgoing connections take."""
     found: list[int] = []
-    port = 20_000 + (hash(Path.cwd()) + id(found)) % 8_000
+    port = first - 1 if first is not None else random.SystemRandom().randrange(20_000, 30_000)
     while len(found) < count:
         port = port + 1 if port < 32_000 else 20_000
         with socket.socket() as probe:
