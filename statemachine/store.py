@@ -40,7 +40,6 @@ from statemachine.store_pending import Generation
 from statemachine.store_pinned import PinnedState
 from statemachine.store_rows import Kind, day_of
 from statemachine.store_sealing import Prune, Pruned, Retention, Seal, remove_leftovers
-from statemachine.store_snapshot import Snapshot
 from statemachine.store_tables import IDENTITY_KEY, INFO, KEYS, RESULTS, Handle, Tables, open_environment
 from statemachine.store_view import Identity, View, decode_account, decode_identity
 
@@ -184,11 +183,7 @@ class Store:
 
     def pin(self) -> PinnedState:
         """The current records as of the last commit, to be paged through and closed soon."""
-        return PinnedState(self._tables)
-
-    def snapshot(self) -> Snapshot:
-        """The store as it is on disk now, at `stored_index`, whatever is flushed later. Close it soon."""
-        return Snapshot(self._tables, self.segments_path)
+        return PinnedState(self._tables, self.segments_path)
 
     # ---- what the machine hands over ----
 

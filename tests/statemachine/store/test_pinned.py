@@ -1,4 +1,4 @@
-"""A snapshot stays at its index while the store goes on, and a copy of it is a whole store for another member."""
+"""A pinned state stays at its index while the store goes on, and a copy of it is a whole store for another member."""
 
 from pathlib import Path
 
@@ -6,9 +6,11 @@ import pytest
 
 from statemachine.inspection import inspect_here, opened, state_digest
 from statemachine.machine import Machine
+from statemachine.records import ACCOUNTS
 from statemachine.store import Store
+from statemachine.store_copy import adopt
 from statemachine.store_files import ForeignStore, StoreError
-from statemachine.store_snapshot import adopt
+from statemachine.store_view import decode_account
 from tests.statemachine.store.log import make_log
 
 BATCHES = 90
@@ -25,27 +27,28 @@ def apply(store: Store, machine: Machine, last: int) -> None:
     store.flush(machine.collect())
 
 
-def test_a_snapshot_stays_where_it_is(tmp_path: Path) -> None:
+def test_a_pinned_stays_where_it_is(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     machine = Machine(store)
     apply(store, machine, 30)
-    snapshot = store.snapshot()
-    whole = snapshot.accounts_after("", limit=100)
-    state = snapshot.load()
+    pinned = store.pin()
+    rows = pinned.page(ACCOUNTS, b"", limit=100)
+    whole = [decode_account(value) for _, value in rows]
+    state = pinned.load()
     apply(store, machine, 70)
     store.seal_and_prune()
     apply(store, machine, BATCHES)
-    assert (snapshot.index, store.stored_index) == (30, BATCHES)
-    paged, last = [], ""
-    while page := snapshot.accounts_after(last, limit=3):
+    assert (pinned.index, store.stored_index) == (30, BATCHES)
+    paged, last = [], b""
+    while page := pinned.page(ACCOUNTS, last, limit=3):
         paged += page
-        last = page[-1].account
-    assert paged == whole
-    assert snapshot.load() == state != store.load()
+        last = page[-1][0]
+    assert paged == rows
+    assert pinned.load() == state != store.load()
     assert [account.account for account in whole] == sorted(account.account for account in whole)
     assert whole != [store.account(account.account) for account in whole]
     assert sum(units + held for account in whole for asset, units, held in account.balances if asset == "USD") == 0
-    snapshot.close()
+    pinned.close()
     store.close()
 
 
@@ -54,12 +57,12 @@ def test_a_copy_is_a_store_for_another_member(tmp_path: Path) -> None:
     machine = Machine(store)
     apply(store, machine, 70)
     store.seal_and_prune()
-    snapshot = store.snapshot()
+    pinned = store.pin()
     store.add(machine.apply(71, make_log(BATCHES)[70]))
     flush = store.begin(machine.collect())
     flush.write()
-    snapshot.copy_to(tmp_path / "b")
-    snapshot.close()
+    pinned.copy_to(tmp_path / "b")
+    pinned.close()
     store.finish(flush)
     apply(store, machine, BATCHES)
     store.close()
@@ -84,11 +87,11 @@ def test_a_copy_that_misses_a_segment_says_so(tmp_path: Path) -> None:
     store = store_at(tmp_path / "a")
     apply(store, Machine(store), 70)
     store.seal_and_prune()
-    snapshot = store.snapshot()
+    pinned = store.pin()
     next(store.segments_path.iterdir()).unlink()
     with pytest.raises(StoreError, match="the copy to"):
-        snapshot.copy_to(tmp_path / "b")
-    snapshot.close()
+        pinned.copy_to(tmp_path / "b")
+    pinned.close()
     store.close()
 
 
