@@ -19,6 +19,10 @@ _REASON_BYTES_MAX = 120
 _CLOSE_TIMEOUT_S = 2.0
 
 
+def _reason(text: str) -> bytes:
+    return text.encode()[:_REASON_BYTES_MAX]
+
+
 class Channel:
     """Messages go out in the order of `send`, which never waits.
 
@@ -47,17 +51,20 @@ class Channel:
         self._wake: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
+        self._ended = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
         self._task = asyncio.get_running_loop().create_task(self._run(), name="channel")
 
     def send(self, data: bytes, opcode: WSMsgType) -> None:
         if self.is_cut:
             return
+        if self.waiting_bytes > self._bytes_max:
+            self.cut()  # one large message is no sin; another one behind so much is
+            return
         self._queue.append((data, opcode))
         self.waiting_bytes += len(data)
-        if self.waiting_bytes > self._bytes_max:
-            self.cut()
-        elif self._wake is not None:
+        if self._wake is not None:
+            self._idle.clear()
             self.sent_at_s = time.monotonic()
             self._wake.set_result(None)
             self._wake = None
@@ -77,14 +84,31 @@ class Channel:
         self._closing = asyncio.get_running_loop().create_task(self.close(CLOSE_SLOW, reason, flush=False))
 
     async def close(self, code: int, reason: str, *, flush: bool = True) -> None:
-        """Close the WebSocket, what waits first if `flush`; two seconds, then the connection is dropped."""
+        """Say goodbye, what waits first if `flush`, and wait for the other side's; two seconds in all, then the
+        connection is dropped. For any task but the reader's, which then finds the stream at its end."""
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 if flush:
                     await self._idle.wait()
-                await self._socket.close(code=code, message=reason.encode()[:_REASON_BYTES_MAX])
+                self.is_cut = True
+                # Not WebSocketResponse.close: beside a reader that waits, it closes the connection at once, and a
+                # client that answers the goodbye sees a broken connection instead of the code.
+                await self._socket.send_frame(code.to_bytes(2, "big") + _reason(reason), WSMsgType.CLOSE)
+                await self._ended.wait()
         except (TimeoutError, ConnectionError, RuntimeError):
             self.abort()
+
+    async def flush(self) -> None:
+        """Wait until what was sent is written; a consumer too slow for it is not waited for."""
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._idle.wait()
+        except TimeoutError:
+            self.abort()
+
+    def ended(self) -> None:
+        """The reader is at the end of the stream."""
+        self._ended.set()
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -107,7 +131,6 @@ class Channel:
                     self._idle.set()
                     self._wake = loop.create_future()
                     await self._wake
-                    self._idle.clear()
                 queue, self._queue = self._queue, []
                 self.sent_at_s = time.monotonic()
                 for data, opcode in queue:
@@ -115,6 +138,8 @@ class Channel:
                     self.waiting_bytes -= len(data)
                     self.sent_at_s = time.monotonic()
         except (ConnectionError, RuntimeError):
-            self.is_cut = True  # the connection is gone; the reader sees it too
+            pass  # the connection is gone; the reader sees it too
         finally:
+            self.is_cut = True
+            self._wake = None
             self._idle.set()

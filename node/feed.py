@@ -165,7 +165,7 @@ class Feed:
             node.history, views, group=group, epoch=node.epoch, applied_index=node.machine.applied_index
         )
         self.snapshots = Snapshots(node.store.pin, catalogue)
-        self.followers: dict[web.WebSocketResponse, asyncio.Task[None] | None] = {}
+        self.followers: dict[web.WebSocketResponse, asyncio.Task[tuple[int, str]] | None] = {}
         self._sent = node.metrics.events_sent.labels("feed")
         self._slow = node.metrics.slow_consumers.labels("feed")
         self._draining = asyncio.Event()
@@ -242,13 +242,17 @@ class Feed:
             self.followers[socket] = sender
             reader = asyncio.get_running_loop().create_task(_read_to_the_end(socket))
             await asyncio.wait((sender, reader), return_when=asyncio.FIRST_COMPLETED)
+            # Nobody may read when the socket is closed: beside a reader aiohttp drops the connection at once,
+            # and the follower would see that instead of the code.
             for task in (sender, reader):
                 task.cancel()
-            await asyncio.gather(sender, reader, return_exceptions=True)
-            if sender.done() and not sender.cancelled() and (error := sender.exception()) is not None:
-                raise error
+            (ended, _) = await asyncio.gather(sender, reader, return_exceptions=True)
+            if isinstance(ended, tuple):
+                await _close(request, socket, *ended)
+            elif isinstance(ended, Exception):
+                raise ended
         except NodeError as error:
-            await self._refuse(socket, error)
+            await self._refuse(request, socket, error)
         except (ConnectionError, RuntimeError, TimeoutError):
             pass  # the follower is gone
         finally:
@@ -265,8 +269,9 @@ class Feed:
             raise Unauthenticated("authenticate first") from error
         return self.node.authenticator.verify(token)
 
-    async def _send_all(self, socket: web.WebSocketResponse, after: Position, principal: Principal) -> None:
-        """Send what comes behind the position until the connection ends. Raises NodeError to end it with a reason."""
+    async def _send_all(self, socket: web.WebSocketResponse, after: Position, principal: Principal) -> tuple[int, str]:
+        """Send what comes behind the position. Returns the code and reason to close with; raises NodeError to end
+        with an error message."""
         source = self.source
         while not self._draining.is_set():
             if principal.expires_at_s <= time.time():
@@ -285,24 +290,17 @@ class Feed:
                 async with asyncio.timeout(STALL_S):
                     await socket.send_frame(message, WSMsgType.TEXT)
             except TimeoutError:
-                await self._cut(socket, after)
-                return
+                # The goodbye may not get through; the position is what the follower last had.
+                self._slow.inc()
+                log.info("slow follower cut off", position=str(after))
+                return CLOSE_SLOW, f"slow_consumer resume={after}"
             after = events.after
             await asyncio.sleep(0)  # a follower that catches up lets others have a turn
-        await self._leave(socket, after)
-
-    async def _cut(self, socket: web.WebSocketResponse, after: Position) -> None:
-        """Nothing went out for STALL_S: close; the code may not get through, the position is what it last had."""
-        self._slow.inc()
-        log.info("slow follower cut off", position=str(after))
-        await _close(socket, CLOSE_SLOW, f"slow_consumer resume={after}")
-
-    async def _leave(self, socket: web.WebSocketResponse, after: Position) -> None:
         async with asyncio.timeout(2.0):
             await socket.send_frame(_encode(wire.Closing("draining", str(after))), WSMsgType.TEXT)
-        await _close(socket, CLOSE_SHUTDOWN, f"draining resume={after}")
+        return CLOSE_SHUTDOWN, f"draining resume={after}"
 
-    async def _refuse(self, socket: web.WebSocketResponse, error: NodeError) -> None:
+    async def _refuse(self, request: web.Request, socket: web.WebSocketResponse, error: NodeError) -> None:
         message = wire.StreamError(code=error.code, error=error.error, message=error.message, field=error.field)
         code = {
             SnapshotRequired: CLOSE_SNAPSHOT_REQUIRED,
@@ -314,7 +312,7 @@ class Feed:
                 await socket.send_frame(_encode(message), WSMsgType.TEXT)
         except (TimeoutError, ConnectionError, RuntimeError):
             return
-        await _close(socket, code, error.error)
+        await _close(request, socket, code, error.error)
 
     async def drain(self, *, timeout_ms: int) -> None:
         """Tell each follower where to go on, close its connection; those still open then are cut."""
@@ -333,12 +331,14 @@ async def _read_to_the_end(socket: web.WebSocketResponse) -> None:
             return
 
 
-async def _close(socket: web.WebSocketResponse, code: int, reason: str) -> None:
+async def _close(request: web.Request, socket: web.WebSocketResponse, code: int, reason: str) -> None:
     try:
         async with asyncio.timeout(2.0):
             await socket.close(code=code, message=reason.encode()[:120])
     except TimeoutError:
         log.info("a follower did not close in time", code=code)
+        if request.transport is not None:
+            request.transport.abort()
 
 
 def _may_follow(principal: Principal | None) -> None:

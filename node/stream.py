@@ -32,6 +32,7 @@ from node.errors import (
     Malformed,
     NodeError,
     NotReady,
+    OutcomeUnknown,
     Overloaded,
     RateLimited,
     Unauthenticated,
@@ -175,6 +176,7 @@ class Connection:
                     await self._look_again()
             await self._close_after_error()
         finally:
+            self.channel.ended()
             self.hub.private.leave(self)
             if self._listening is not None:
                 self._listening.cancel()
@@ -473,7 +475,8 @@ class Connection:
 
     async def _close_after_error(self) -> None:
         if self._close_code:
-            await self.channel.close(self._close_code, self._close_reason)
+            await self.channel.flush()
+            await self.socket.close(code=self._close_code, message=self._close_reason.encode())
 
     async def drain(self, *, timeout_s: float) -> None:
         """Wait for what is under way, say where to resume, close."""
@@ -498,8 +501,9 @@ class StreamHub:
         self.slow_consumers = node.metrics.slow_consumers.labels("stream")
         self._done = node.metrics.commands.labels("stream", "done")
         self._refused = node.metrics.commands.labels("stream", "refused")
+        self._failed = node.metrics.commands.labels("stream", "failed")
+        self._unknown = node.metrics.commands.labels("stream", "unknown")
         self._seconds = node.metrics.stage_seconds["answer"]
-        self._guards = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
         node.metrics.watch_connections(
@@ -546,10 +550,15 @@ class StreamHub:
 
     def observe(self, began: float, results: list[wire.Answer]) -> None:
         self._seconds.observe(time.perf_counter() - began)
-        refused = sum(1 for one in results if one.error)
-        self._done.inc(len(results) - refused)
-        if refused:
-            self._refused.inc(refused)
+        done = 0
+        for one in results:
+            if not one.error:
+                done += 1
+            elif one.error == OutcomeUnknown.error:
+                self._unknown.inc()
+            else:
+                (self._refused if one.code % 100_000 < 1_000 else self._failed).inc()
+        self._done.inc(done)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,0 +1,357 @@
+"""/openapi.json and /docs: what this node answers, made from the wire structs and one table of routes."""
+
+import html
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from cluster import wire
+
+VERSION = "1"
+_ROOT = "#/components/schemas/"
+_TRADER, _CUSTODIAN, _OPERATOR, _FEED, _AUDITOR = "trader", "custodian", "operator", "feed", "auditor"
+_ALL = (_TRADER, _CUSTODIAN, _OPERATOR, _FEED, _AUDITOR)
+
+
+class Parameter(Struct, frozen=True):
+    name: str
+    text: str
+    schema: dict[str, Any]
+    place: str = "query"
+    required: bool = False
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """One line of the table. roles empty: no token is asked for. answer None: text or nothing."""
+
+    method: str
+    path: str
+    summary: str
+    roles: tuple[str, ...] = _ALL
+    body: type | None = None
+    answer: Any = None
+    parameters: tuple[Parameter, ...] = ()
+    is_command: bool = False
+    is_read: bool = False
+
+
+_TEXT64: dict[str, Any] = {"type": "string", "maxLength": 64}
+_ID: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{1,19}$"}
+_ORDER_ID = Parameter("order_id", "Id of an order.", _ID, "path", True)
+_ACCOUNT = Parameter("account", "May be left out with a token of exactly one account.", _TEXT64)
+_SYMBOL = Parameter("symbol", "Only this instrument.", _TEXT64)
+_SYMBOL_IN_PATH = Parameter("symbol", "Symbol of an instrument.", _TEXT64, "path", True)
+_PAGE_TOKEN = Parameter("page_token", "`next_page_token` of the page before.", _TEXT64)
+_LIMIT = Parameter("limit", "Rows of a page.", {"type": "integer", "minimum": 1, "maximum": 1000})
+_KEY = Parameter(
+    "Idempotency-Key",
+    "Unique per account (role, for non-traders). The same request with the same key is executed once and "
+    "answered alike. Or give `key` or `client_order_id` in the body.",
+    {"type": "string", "pattern": r"^[\x21-\x7e]{1,64}$"},
+    "header",
+)
+_TIMEOUT = Parameter(
+    "timeout_ms", "How long to wait for the outcome.", {"type": "integer", "minimum": 10, "maximum": 60000}
+)
+_CONSISTENCY = Parameter(
+    "consistency",
+    "linearizable: reflects all that was acknowledged before. local: what this node has, at X-Log-Index.",
+    {"type": "string", "enum": ["linearizable", "local"], "default": "linearizable"},
+)
+_SESSION_TOKEN = Parameter(
+    "X-Session-Token", "From an earlier answer: never read anything older than that.", {"type": "string"}, "header"
+)
+_AFTER = Parameter("after", "A position group.epoch.index.seq; left out: from now on.", {"type": "string"})
+
+
+class AssetView(Struct, frozen=True):
+    asset: str
+    scale: int
+    supply_max: str
+
+
+class FeedPage(Struct, frozen=True):
+    """Events in order. next: ask again behind this position, on any replica."""
+
+    events: list[dict[str, Any]]
+    next: str
+
+
+class SnapshotPage(Struct, frozen=True):
+    """Rows of one table, all at one log index. position: follow the feed behind it when all pages are read."""
+
+    position: str
+    table: str
+    rows: list[dict[str, Any]]
+    next_page_token: str | None
+
+
+def _list(item: type) -> tuple[str, type]:
+    """A page of items; its schema is spelled in `_schema`."""
+    return ("page", item)
+
+
+def _command(method: str, path: str, summary: str, roles: tuple[str, ...], body: Any, *more: Parameter) -> Operation:
+    return Operation(
+        method=method, path=path, summary=summary, roles=roles, body=body, answer=wire.Answer,
+        parameters=(*more, _KEY, _TIMEOUT), is_command=True,
+    )  # fmt: skip
+
+
+def _read(path: str, summary: str, roles: tuple[str, ...], answer: Any, *more: Parameter) -> Operation:
+    return Operation(
+        method="get", path=path, summary=summary, roles=roles, answer=answer,
+        parameters=(*more, _CONSISTENCY, _SESSION_TOKEN), is_read=True,
+    )  # fmt: skip
+
+
+def _order_command(method: str, path: str, summary: str, body: Any, *more: Parameter) -> Operation:
+    return msgspec.structs.replace(
+        _command(method, path, summary, (_TRADER,), body, *more), answer=wire.OrderView | wire.Answer
+    )
+
+
+_TRADER_READS = (_TRADER, _AUDITOR)
+_ACCOUNT_READS = (_TRADER, _CUSTODIAN, _AUDITOR)
+_WITHDRAWAL = Parameter("withdrawal_id", "Id of a pending withdrawal.", _ID, "path", True)
+_CLIENT_ID = Parameter("client_order_id", "The key that placed it.", _TEXT64, required=True)
+_ORDER_STATES = Parameter("status", "Which.", {"type": "string", "enum": ["open", "closed", "all"], "default": "open"})
+_DEPTH = Parameter("depth", "Price levels per side.", {"type": "integer", "minimum": 1, "maximum": 1000})
+_ANY_ACCOUNT = Parameter("account", "Id of an account.", _TEXT64, "path", True)
+_ANY_KEY = Parameter("key", "The key of a command.", _TEXT64, "path", True)
+_WAIT = Parameter("wait_ms", "Wait for news so long.", {"type": "integer", "minimum": 0, "maximum": 20000})
+_FEED_LIMIT = Parameter("limit", "Events or rows of a page.", {"type": "integer", "minimum": 1, "maximum": 5000})
+_SNAPSHOT_TOKEN = Parameter("page_token", "`next_page_token` of the page before.", {"type": "string", "maxLength": 256})
+
+TABLE: tuple[Operation, ...] = (
+    _order_command("post", "/v1/orders", "Place an order", wire.PlaceOrder),
+    _read("/v1/orders", "List orders, newest first", _TRADER_READS, _list(wire.OrderView),
+          _ACCOUNT, _SYMBOL, _ORDER_STATES, _LIMIT, _PAGE_TOKEN),
+    _command("delete", "/v1/orders", "Cancel all open orders of an account, or of an instrument",
+             (_TRADER, _OPERATOR), None, _ACCOUNT, _SYMBOL),
+    _read("/v1/orders:by_client_order_id", "Show the order that a key placed", _TRADER_READS, wire.OrderView,
+          _ACCOUNT, _CLIENT_ID),
+    _read("/v1/orders/{order_id}", "Show an order", _TRADER_READS, wire.OrderView, _ORDER_ID),
+    _order_command("patch", "/v1/orders/{order_id}", "Replace an order: new total quantity, new price",
+                   wire.ReplaceOrder, _ORDER_ID, _ACCOUNT),
+    _command("delete", "/v1/orders/{order_id}", "Cancel an order", (_TRADER,), None, _ORDER_ID, _ACCOUNT),
+    _command("post", "/v1/accounts", "Open an account", (_CUSTODIAN,), wire.OpenAccount),
+    _read("/v1/accounts", "List the accounts that the token names", _ACCOUNT_READS, _list(wire.AccountView)),
+    _read("/v1/accounts/{account}", "Show an account and its balances", _ACCOUNT_READS, wire.AccountView,
+          _ANY_ACCOUNT),
+    _command("post", "/v1/transfers", "Deposit, withdraw (pending) or transfer", (_CUSTODIAN,), wire.TransferFunds),
+    _command("post", "/v1/transfers/{withdrawal_id}", "Post or void a pending withdrawal", (_CUSTODIAN,),
+             wire.CloseWithdrawal, _WITHDRAWAL),
+    _read("/v1/ledger", "List an account's ledger rows, newest first", _ACCOUNT_READS, _list(wire.LedgerView),
+          _ACCOUNT, _LIMIT, _PAGE_TOKEN),
+    _command("post", "/v1/assets", "Make an asset known", (_OPERATOR,), wire.AddAsset),
+    _read("/v1/assets", "List assets", _ALL, _list(AssetView)),
+    _command("post", "/v1/instruments", "List an instrument", (_OPERATOR,), wire.AddInstrument),
+    _read("/v1/instruments", "List instruments", _ALL, _list(wire.InstrumentView)),
+    _command("patch", "/v1/instruments", "Set the mode of all instruments", (_OPERATOR,), wire.ChangeInstrument),
+    _read("/v1/instruments/{symbol}", "Show an instrument", _ALL, wire.InstrumentView, _SYMBOL_IN_PATH),
+    _command("patch", "/v1/instruments/{symbol}", "Change mode, fees, limits or calendar", (_OPERATOR,),
+             wire.ChangeInstrument, _SYMBOL_IN_PATH),
+    _command("post", "/v1/references", "Tell a reference price", (_FEED,), wire.SetReference),
+    _read("/v1/book/{symbol}", "Show the order book", _ALL, wire.BookView, _SYMBOL_IN_PATH, _DEPTH),
+    _read("/v1/trades", "List trades, newest first: of an instrument, or of an account with its own side", _ALL,
+          _list(wire.TradeView), _ACCOUNT, _SYMBOL, _LIMIT, _PAGE_TOKEN),
+    _read("/v1/commands/{key}", "Show what became of a command", _ALL, wire.Answer, _ANY_KEY, _ACCOUNT),
+    Operation(method="get", path="/v1/feed", summary="Follow all events; upgrade to a WebSocket to be told at once",
+              roles=(_AUDITOR,), answer=FeedPage, parameters=(_AFTER, _FEED_LIMIT, _WAIT)),
+    Operation(method="get", path="/v1/feed/snapshot", summary="Read the whole state at one index, page by page",
+              roles=(_AUDITOR,), answer=SnapshotPage, parameters=(_SNAPSHOT_TOKEN, _FEED_LIMIT)),
+    Operation(method="get", path="/v1/status", summary="Show this member", answer=wire.MemberView),
+    Operation(method="get", path="/healthz", summary="Whether the process answers", roles=()),
+    Operation(method="get", path="/readyz", summary="Whether this node takes traffic; probes the read path", roles=()),
+    Operation(method="get", path="/metrics", summary="Prometheus metrics", roles=()),
+)  # fmt: skip
+
+NOT_LISTED = frozenset({"/v1/stream", "/openapi.json", "/docs"})
+"""Paths that OpenAPI can't describe, or that describe themselves."""
+
+_ERRORS = {
+    400: "Not the JSON or msgpack of this request, or no key.",
+    401: "No token, or one that can't be believed.",
+    403: "The role may never do this, or there is not enough money.",
+    404: "Nothing of that name, or it belongs to someone else: the two are told apart for nobody.",
+    408: "The request did not arrive in time.",
+    409: "It exists already, or the key was used with another request.",
+    410: "The past that was asked for is no longer held: snapshot_required.",
+    413: "The body is too large.",
+    415: "Content-Type must be application/json or application/msgpack.",
+    422: "A field is out of its bounds, or a rule refuses; `error` and `field` say which.",
+    429: "Rate limit or a full queue. Nothing was logged; Retry-After says when to try again.",
+    431: "The headers are too large.",
+    503: "No leader, no quorum, not ready: nothing was logged. Or outcome_unknown (`definite` is false): the command "
+    "may still take effect; do NOT treat as failure, send it again with the same key.",
+}
+_HEADERS = {
+    "X-Request-ID": "Finds this request in the logs.",
+    "X-Log-Index": "The log index that the answer reflects.",
+    "X-Session-Token": "Present it with a read to see at least this.",
+    "X-RateLimit-Limit": "Size of the bucket.",
+    "X-RateLimit-Remaining": "What is left in it.",
+    "X-RateLimit-Reset": "When it is full, in seconds since 1970.",
+}
+
+
+@cache
+def document() -> bytes:
+    """The OpenAPI 3.1 document, as JSON."""
+    kinds: list[type] = [wire.ErrorBody]
+    for operation in TABLE:
+        for kind in (operation.body, operation.answer):
+            kinds += _structs(kind)
+    _, components = msgspec.json.schema_components(
+        dict.fromkeys(kinds), ref_template=_ROOT + "{name}", schema_hook=_any
+    )
+    for kind in kinds:
+        if issubclass(kind, wire.Request):
+            # Over HTTP the path says what to do: the tag of the stream may be left out.
+            schema = components[kind.__name__]
+            schema["required"] = [name for name in schema.get("required", []) if name != "do"]
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in TABLE:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    body = {
+        "openapi": "3.1.0",
+        "info": {"title": "Tiebreak node", "version": VERSION, "description": _ABOUT},
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT (EdDSA)"}},
+        },
+    }
+    return msgspec.json.format(msgspec.json.encode(body), indent=1)
+
+
+def _any(kind: type) -> dict[str, Any]:
+    return {"description": "Any JSON."}
+
+
+def _structs(kind: Any) -> Iterable[type]:
+    if kind is None:
+        return ()
+    if isinstance(kind, tuple):
+        return (kind[1],)
+    return getattr(kind, "__args__", (kind,))
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    if isinstance(kind, tuple):
+        rows = {"type": "array", "items": {"$ref": _ROOT + kind[1].__name__}}
+        token = {"type": ["string", "null"]}
+        properties = {"items": rows, "next_page_token": token, "past_gone": {"type": "boolean"}}
+        return {"type": "object", "properties": properties, "required": ["items", "next_page_token"]}
+    refs = [{"$ref": _ROOT + struct.__name__} for struct in _structs(kind)]
+    return refs[0] if len(refs) == 1 else {"anyOf": refs}
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": f"{operation.method} {operation.path}",
+        "parameters": [
+            {"name": p.name, "in": p.place, "required": p.required, "description": p.text, "schema": p.schema}
+            for p in operation.parameters
+        ],
+        "responses": _responses(operation),
+    }
+    if operation.roles:
+        said["security"] = [{"token": []}]
+        said["description"] = f"Roles: {', '.join(operation.roles)}."
+    if operation.body is not None:
+        schema = _schema(operation.body)
+        content = {"application/json": {"schema": schema}, "application/msgpack": {"schema": schema}}
+        said["requestBody"] = {"required": True, "content": content}
+    return said
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()}
+    done: dict[str, Any] = {"description": "Done.", "headers": headers}
+    if operation.answer is not None:
+        done["content"] = {"application/json": {"schema": _schema(operation.answer)}}
+    error = {"application/json": {"schema": {"$ref": _ROOT + "ErrorBody"}}}
+    expected = set(_ERRORS) if operation.roles else {408, 413, 415, 429, 431, 503}
+    answers = {str(status): {"description": _ERRORS[status], "content": error} for status in sorted(expected)}
+    return {"200": done, **answers}
+
+
+_ABOUT = """Orders, accounts and history of a replicated order book. Amounts, prices and quantities are decimal
+strings; requests may give numbers. Times are RFC 3339 in UTC. Every command has a key and takes effect once. What is
+not listed here is the WebSocket /v1/stream: pipelined commands, private events, cancel on disconnect."""
+
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
+code,pre{font:14px/1.4 ui-monospace,monospace}details{border-top:1px solid #ddd;padding:.6rem 0}
+summary{cursor:pointer}summary code{font-weight:600}b{display:inline-block;width:4.5rem;text-transform:uppercase}
+table{border-collapse:collapse;margin:.5rem 0}td{border-top:1px solid #eee;padding:.25rem 1rem .25rem 0;
+vertical-align:top}.role{color:#666;float:right}@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}
+td,details{border-color:#333}}"""
+
+
+@cache
+def page() -> bytes:
+    """A readable page of the same; it fetches nothing from anywhere."""
+    schemas = msgspec.json.decode(document())["components"]["schemas"]
+    rows = "".join(_section(operation, schemas) for operation in TABLE)
+    errors = "".join(f"<tr><td>{status}</td><td>{html.escape(text)}</td></tr>" for status, text in _ERRORS.items())
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Tiebreak node</title>'
+        '<meta name="viewport" content="width=device-width"><style>'
+        f"{_STYLE}</style><h1>Tiebreak node</h1><p>{html.escape(_ABOUT)}</p>"
+        f'<p>For programs: <a href="openapi.json">openapi.json</a></p>{rows}<h2>Errors</h2>'
+        "<p>Each is <code>{code, error, message, request_id, field, definite}</code>.</p>"
+        f"<table>{errors}</table></html>"
+    ).encode()
+
+
+def _section(operation: Operation, schemas: dict[str, Any]) -> str:
+    lines = [(p.name, p.place + (", required" if p.required else ""), p.text) for p in operation.parameters]
+    if operation.body is not None:
+        schema = schemas[operation.body.__name__]
+        for name, field in schema.get("properties", {}).items():
+            if name != "do":
+                needed = "body, required" if name in schema.get("required", ()) else "body"
+                lines.append((name, needed, field.get("description", _kind(field))))
+    table = "".join(
+        f"<tr><td><code>{html.escape(a)}</code></td><td>{html.escape(b)}</td><td>{html.escape(c)}</td></tr>"
+        for a, b, c in lines
+    )
+    roles = ", ".join(operation.roles) or "anyone"
+    return (
+        f"<details><summary><b>{operation.method}</b><code>{html.escape(operation.path)}</code> "
+        f'{html.escape(operation.summary)}<span class="role">{roles}</span></summary><table>{table}</table></details>'
+    )
+
+
+def _kind(field: dict[str, Any]) -> str:
+    """A field's type in a word or two."""
+    if "enum" in field:
+        return " | ".join(map(str, field["enum"]))
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(_kind(one) for one in field["anyOf"]))
+    if "$ref" in field:
+        return str(field["$ref"]).rsplit("/", 1)[-1]
+    return str(field.get("type", "any"))
+
+
+async def _openapi(request: web.Request) -> web.Response:
+    return web.Response(body=document(), content_type="application/json")
+
+
+async def _docs(request: web.Request) -> web.Response:
+    csp = "default-src 'none'; style-src 'unsafe-inline'"
+    return web.Response(body=page(), content_type="text/html", headers={"Content-Security-Policy": csp})
+
+
+def add_routes(app: web.Application, node: object) -> None:
+    """Serve /openapi.json and /docs, to anyone."""
+    app.router.add_get("/openapi.json", _openapi)
+    app.router.add_get("/docs", _docs)
