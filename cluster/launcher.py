@@ -33,6 +33,10 @@ MEMBER_PROGRAM = (sys.executable, "-P", "-m", "node")
 """-P: a folder named `node` where the user stands is not ours."""
 
 
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""What this process started, by pid: kept, since a child is reaped through its Popen, by whichever Launcher looks."""
+
+
 class LaunchError(Exception):
     """A member could not be started or did not get ready. The message says which, why and what to do."""
 
@@ -65,12 +69,12 @@ class Launcher:
         self.folder = folder
         self.program = program
         self.members: dict[str, Member] = {member.name: member for member in folder.topology().members}
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, int] = {}
         self._log_from: dict[str, int] = {}
 
     def running(self, name: str) -> int | None:
         """The pid of a member that runs, whoever started it, or None."""
-        self._reap(name)
+        _reap()
         process = self._read_pid(name)
         return process.pid if process is not None and _runs(process) else None
 
@@ -102,7 +106,8 @@ class Launcher:
                 # Between fork and exec it calls prctl alone, which takes no lock that a thread could hold.
                 preexec_fn=_death_wish(os.getpid()) if die_with_us else None,  # noqa: PLW1509
             )
-        self._children[name] = child
+        _children[child.pid] = child
+        self._started[name] = child.pid
         process = _process(child.pid)
         if process is not None:
             self._write_pid(name, process)
@@ -184,7 +189,7 @@ class Launcher:
 
     def signal(self, name: str, number: signal.Signals) -> bool:
         """Send a signal to a member. False: it does not run. Never reaches another process."""
-        self._reap(name)
+        _reap()
         process = self._read_pid(name)
         if process is None:
             return False
@@ -214,7 +219,7 @@ class Launcher:
             return []
 
     def _death_notice(self, name: str) -> str:
-        child = self._children.get(name)
+        child = _children.get(self._started.get(name, 0))
         code = f" (exit code {child.returncode})" if child is not None and child.returncode is not None else ""
         tail = "\n".join(f"  {line}" for line in self.log_tail(name)) or "  (it wrote nothing)"
         return f"{name} ended before it was ready{code}; the end of {self.folder.log(name)}:\n{tail}"
@@ -234,11 +239,6 @@ class Launcher:
                         f"stop it, or change {what} of {member.name} in {self.folder.topology_path}"
                     ) from error
 
-    def _reap(self, name: str) -> None:
-        child = self._children.get(name)
-        if child is not None:
-            child.poll()
-
     def _read_pid(self, name: str) -> Process | None:
         try:
             return msgspec.json.decode(self.folder.pid(name).read_bytes(), type=Process)
@@ -250,6 +250,11 @@ class Launcher:
         fresh = path.with_suffix(".new")
         fresh.write_bytes(msgspec.json.encode(process))
         fresh.replace(path)
+
+
+def _reap() -> None:
+    for child in _children.values():
+        child.poll()
 
 
 def _runs(process: Process) -> bool:

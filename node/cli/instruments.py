@@ -174,7 +174,7 @@ async def set_mode(
     """
     async with session.client("operator") as client:
         outcome = await client.change_instrument("" if symbol == "all" else symbol, mode=mode.value, key=key)
-    session.finish(outcome, lambda answer: f"{symbol} is {mode.value}")
+    session.finish(outcome, lambda answer: f"{'all instruments' if symbol == 'all' else symbol}: {mode.value}")
 
 
 @connected(instrument, "fees")

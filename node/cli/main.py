@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _explain(error: Exception) -> int:
     """Say what went wrong; the exit code that goes with it."""
-    from node.cli.output import complain  # noqa: PLC0415 - nothing to explain is the usual case
+    from node.cli.output import HINTS, complain  # noqa: PLC0415 - nothing to explain is the usual case
 
     known = {
         "FolderError": EXIT_REFUSED,
@@ -162,8 +162,8 @@ def _explain(error: Exception) -> int:
     if code is None:
         complain(f"a bug in tiebreak: {type(error).__name__}: {error}", "set TIEBREAK_DEBUG=1 to see where")
         return EXIT_BUG
-    hint = "is the cluster up? `tiebreak status` shows each member" if code == EXIT_UNREACHABLE else ""
-    complain(str(error), hint)
+    word = "unreachable" if code == EXIT_UNREACHABLE else getattr(error, "error", "")
+    complain(str(error), HINTS.get(word, ""))
     return code
 
 

@@ -8,9 +8,8 @@ import typer
 from cluster.client import ReadRefused
 from cluster.wire import Answer, BookLevel, BookView, OrderView
 from node.cli.main import EXIT_REFUSED
-from node.cli.output import complain, print_fields, print_json, print_table, say, short_time
+from node.cli.output import HINTS, complain, print_fields, print_json, print_table, say, short_time
 from node.cli.session import (
-    HINTS,
     Account,
     KeyOption,
     Limit,
@@ -370,4 +369,8 @@ async def show_command(
                 HINTS.get(refused.error, "not in the log so far; a command still under way may yet come"),
             )
             raise typer.Exit(EXIT_REFUSED) from None
-    session.finish(outcome, lambda answer: _placed(answer) if answer.status else f"done at index {answer.index}")
+    session.finish(
+        outcome,
+        lambda answer: _placed(answer) if answer.status else f"done at index {answer.index}",
+        looked_up=True,
+    )

@@ -14,6 +14,24 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 
+HINTS = {
+    "account_not_found": "open it with `tiebreak account open`; a token reaches only the accounts that it names",
+    "asset_not_found": "`tiebreak asset list` shows what there is; `tiebreak asset add` adds one",
+    "instrument_not_found": "`tiebreak instrument list` shows what there is",
+    "insufficient_funds": "`tiebreak account show ACCOUNT` shows what is available and what open orders hold",
+    "no_reference": "a market order needs a price seen outside: `tiebreak reference SYMBOL PRICE`",
+    "stale_reference": "tell a fresh price with `tiebreak reference SYMBOL PRICE`",
+    "order_not_found": "it may be filled, canceled or another account's; `tiebreak order list --status all`",
+    "key_reused": "this key was used with another body; leave --key out for a new command",
+    "unauthenticated": "make a token with `tiebreak token`, or leave --token out inside the cluster's folder",
+    "forbidden": "this role may not do that; see `tiebreak token --help`",
+    "no_leader": "an election may be under way; `tiebreak status` shows who is there",
+    "no_quorum": "too few members reach each other; `tiebreak status` shows who is there",
+    "unreachable": "is the cluster up? `tiebreak status` shows each member",
+}
+"""What to do about a refusal, by its word."""
+
+
 def print_json(data: Any) -> None:
     """One JSON document on stdout; views and structs as they are on the wire."""
     text = msgspec.json.format(msgspec.json.encode(data), indent=2).decode()
@@ -35,7 +53,14 @@ def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str = ""
 ) -> Table:
     """A table for people. right: the columns that hold numbers. Cells are plain text, not markup."""
-    made = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(
+        box=SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:

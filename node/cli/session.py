@@ -14,7 +14,7 @@ from cluster.folder import ClusterFolder
 from cluster.topology import MemberRole
 from cluster.wire import Answer
 from node.cli.main import EXIT_REFUSED, EXIT_UNKNOWN, EXIT_UNREACHABLE
-from node.cli.output import complain, print_json, say
+from node.cli.output import HINTS, complain, print_json, say
 
 TOKEN_LIFETIME_S = 300
 PANEL = "Connection"
@@ -71,22 +71,6 @@ Local = Annotated[bool, typer.Option("--local", help="Read what one member has, 
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1_000, help="Most rows to show.")]
 PageToken = Annotated[str, typer.Option("--page-token", metavar="TOKEN", help="Go on where a list ended.")]
 
-HINTS = {
-    "account_not_found": "open it with `tiebreak account open`; a token reaches only the accounts that it names",
-    "asset_not_found": "`tiebreak asset list` shows what there is; `tiebreak asset add` adds one",
-    "instrument_not_found": "`tiebreak instrument list` shows what there is",
-    "insufficient_funds": "`tiebreak account show ACCOUNT` shows what is available and what open orders hold",
-    "no_reference": "a market order needs a price seen outside: `tiebreak reference SYMBOL PRICE`",
-    "stale_reference": "tell a fresh price with `tiebreak reference SYMBOL PRICE`",
-    "order_not_found": "it may be filled, canceled or another account's; `tiebreak order list --status all`",
-    "key_reused": "this key was used with another body; leave --key out for a new command",
-    "unauthenticated": "make a token with `tiebreak token`, or leave --token out inside the cluster's folder",
-    "forbidden": "this role may not do that; see `tiebreak token --help`",
-    "no_leader": "an election may be under way; `tiebreak status` shows who is there",
-    "no_quorum": "too few members reach each other; `tiebreak status` shows who is there",
-    "unreachable": "is the cluster up? `tiebreak status` shows each member",
-}
-
 
 class CliError(Exception):
     """Something that the user can put right; the message says how."""
@@ -133,15 +117,18 @@ class Session:
         tls = ssl.create_default_context(cafile=str(self._ca)) if self._ca is not None else None
         return Client(members, token=self._token or self._mint(role, account), timeout_ms=self._timeout_ms, tls=tls)
 
-    def finish(self, outcome: Outcome, text: Callable[[Answer], str]) -> None:
-        """Print how a command ended; raises typer.Exit with its code unless it was done. text: said when it was."""
+    def finish(self, outcome: Outcome, text: Callable[[Answer], str], *, looked_up: bool = False) -> None:
+        """Print how a command ended; raises typer.Exit with its code unless it was done.
+
+        text: what is said when it was. looked_up: it was not sent now.
+        """
         match outcome:
             case Done(answer=answer):
                 if self.as_json:
                     print_json({"outcome": "done", **_said(answer)})
                 else:
                     typer.echo(text(answer))
-                    if answer.replay:
+                    if answer.replay and not looked_up:
                         say("[dim]a repeat: this key had been used before, and this is its first answer[/]")
             case Refused(key=key, error=error, message=message, field=field):
                 if self.as_json:
@@ -235,4 +222,6 @@ SHARED = {
 
 
 def _said(answer: Answer) -> dict[str, Any]:
-    return {name: value for name in answer.__struct_fields__ if (value := getattr(answer, name)) not in ("", None)}
+    """Its fields, those aside that say nothing about this command."""
+    given = {name: getattr(answer, name) for name in answer.__struct_fields__}
+    return {name: value for name, value in given.items() if value or name == "replay"}

@@ -23,7 +23,7 @@ LAG_MAX = 10_000
 """A replica that is further behind than this is told as lagging."""
 DIGEST_SHOWN = 12
 
-COLUMNS = ("member", "site", "role", "state", "term", "commit", "applied", "stored", "lag", "digest", "health")
+COLUMNS = ("member", "role", "state", "term", "commit", "applied", "stored", "lag", "digest", "health")
 NUMBERS = ("term", "commit", "applied", "stored", "lag")
 
 
@@ -158,11 +158,10 @@ def picture(report: Report) -> Group:
 def _cells(row: Row) -> tuple[str, ...]:
     view = row.view
     if view is None:
-        return (row.name, *[""] * 9, row.health)
+        return (row.name, *[""] * 8, row.health)
     witness = view.role == "witness"
     return (
         row.name,
-        view.site,
         view.role,
         view.state,
         str(view.term),
