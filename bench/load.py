@@ -1,0 +1,256 @@
+"""The load generator of the cluster benchmarks, a process of its own: `python -m bench.load` reads a Spec on stdin.
+
+It is lean, since it shares the machine with what it measures: msgpack frames over one WebSocket each,
+no client library, no retries. A frame is encoded when it goes out, because cancels name ids that only
+the answers tell. What it finds goes to stdout as one JSON document.
+"""
+
+import asyncio
+import contextlib
+import gc
+import resource
+import sys
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import uvloop
+from msgspec import Struct
+
+from bench import datasets, flow, lobster
+from bench.dispatch import Dispatcher
+from bench.flow import Act, Flow, Intent
+from bench.generator import Market as MadeUpMarket
+from bench.market import MAKERS, TAKERS, Market
+from bench.stats import Spread, spread
+from cluster.wire import Answers, Submit
+
+FRAME_BYTES_MAX = 16 * 1024 * 1024
+SLICE_S = 0.001
+"""How often the open loop looks what is due."""
+DRAIN_LOOKS = 500
+"""How often, every 10 ms, the last answers are waited for."""
+
+
+class Spec(Struct):
+    """What to send.
+
+    mode: `pipelined` keeps frames_under_way frames of `frame` commands under way on each connection;
+        `open` sends single commands at rate_per_s, answered or not; `one` sends a command when the one
+        before it was answered.
+    seconds: measured after warmup_s.
+    """
+
+    url: str
+    token: str
+    symbol: str
+    mode: str
+    run: str
+    frame: int = 50
+    frames_under_way: int = 16
+    connections: int = 1
+    rate_per_s: int = 10_000
+    warmup_s: float = 2.0
+    seconds: float = 10.0
+    seed: int = 1
+    path: str = ""
+    timeout_ms: int = 10_000
+
+
+class Result(Struct):
+    """latency: of commands (open, one) from the moment at which they were due; of frames (pipelined) from sending."""
+
+    commands: int
+    seconds: float
+    latency: Spread
+    acts: dict[str, int]
+    refused: dict[str, int]
+    errors: dict[str, int]
+    unanswered: int
+    cpu_s: float
+    late_max_ms: float
+    """Open loop: the furthest that sending itself fell behind its schedule."""
+
+    @property
+    def per_s(self) -> float:
+        return self.commands / self.seconds if self.seconds else 0.0
+
+    @property
+    def orders(self) -> int:
+        return self.acts.get("place", 0) + self.acts.get("take", 0)
+
+
+def intents_of(path: str, seed: int) -> Iterator[Intent]:
+    """The flow: a recording, or without a path the generator's."""
+    if not path:
+        return flow.intents(MadeUpMarket(seed).messages(), (), Flow(MAKERS, TAKERS))
+    found = datasets.recording(Path(path))
+    rows = lobster.read_rows(found.book, 1 if datasets.seeds_only(found) else None) if found.book is not None else ()
+    return flow.intents(lobster.read_messages(found.messages), rows, Flow(MAKERS, TAKERS))
+
+
+class Load:
+    """One run."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self._market = Market(spec.symbol)
+        self._dispatcher = Dispatcher(intents_of(spec.path, spec.seed))
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(Answers).decode
+        self._number = 0
+        self._frames: dict[int, tuple[float, list[tuple[Intent, str]]]] = {}
+        self._from = self._to = 0.0
+        self._cpu_from = self._cpu_to = 0.0
+        self._late_max_s = 0.0
+        self.commands = 0
+        self.acts: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.latencies_ms = array("d")
+
+    async def run(self) -> Result:
+        spec = self.spec
+        async with contextlib.AsyncExitStack() as stack:
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            sockets = [
+                await stack.enter_async_context(
+                    session.ws_connect(
+                        spec.url + "/v1/stream",
+                        headers={"Authorization": f"Bearer {spec.token}"},
+                        max_msg_size=FRAME_BYTES_MAX,
+                        compress=0,
+                    )
+                )
+                for _ in range(spec.connections)
+            ]
+            self._from = time.perf_counter() + spec.warmup_s
+            self._to = self._from + spec.seconds
+            if spec.mode == "open":
+                await self._open_loop(sockets)
+            else:
+                await asyncio.gather(*map(self._closed_loop, sockets))
+        return Result(
+            commands=self.commands,
+            seconds=spec.seconds,
+            latency=spread(self.latencies_ms),
+            acts=dict(self.acts),
+            refused=dict(self.refused),
+            errors=dict(self.errors),
+            unanswered=len(self._frames),
+            cpu_s=round(self._cpu_to - self._cpu_from, 3),
+            late_max_ms=round(self._late_max_s * 1e3, 3),
+        )
+
+    async def _closed_loop(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Keep so many frames under way until the time is over."""
+        spec = self.spec
+        size, under_way = (1, 1) if spec.mode == "one" else (spec.frame, spec.frames_under_way)
+        for _ in range(under_way):
+            await self._send(socket, size, time.perf_counter())
+        while self._frames:
+            await self._receive(socket)
+            now = time.perf_counter()
+            if now >= self._to:
+                return
+            await self._send(socket, size, now)
+
+    async def _open_loop(self, sockets: list[aiohttp.ClientWebSocketResponse]) -> None:
+        """One command per message, each due at its own time; latency counts from there, sent late or not."""
+        readers = [asyncio.create_task(self._receive_all(socket)) for socket in sockets]
+        began = time.perf_counter()
+        gap_s = 1 / self.spec.rate_per_s
+        number = 0
+        while (now := time.perf_counter()) < self._to:
+            while (due := began + number * gap_s) <= now:
+                self._late_max_s = max(self._late_max_s, now - due if due >= self._from else 0.0)
+                await self._send(sockets[number % len(sockets)], 1, due)
+                number += 1
+            await asyncio.sleep(SLICE_S)
+        for _ in range(DRAIN_LOOKS):
+            if self._frames:
+                await asyncio.sleep(0.01)
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+    async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            await self._receive(socket)
+
+    async def _send(self, socket: aiohttp.ClientWebSocketResponse, size: int, due: float) -> None:
+        taken = self._dispatcher.take(size)
+        if not taken:
+            self.errors["the flow ended, or waits for answers"] += 1
+            return
+        sent_at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        commands = []
+        for intent, order_id in taken:
+            self._number += 1
+            key = f"{self.spec.run}-{self._number}"
+            commands.append(self._market.request(intent, order_id, key, sent_at))
+        self._frames[self._number] = (due, taken)
+        await socket.send_bytes(self._encode(Submit(self._number, commands, self.spec.timeout_ms)))
+
+    async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        message = await socket.receive()
+        if message.type is not aiohttp.WSMsgType.BINARY:
+            raise SystemExit(f"the node ended the stream: {message.type.name} {socket.close_code} {message.data!r}")
+        try:
+            answers = self._decode(message.data)
+        except msgspec.ValidationError:
+            said = msgspec.msgpack.decode(message.data)
+            self.errors[str(said.get("error", said))] += 1
+            frame = said.get("id")
+            if isinstance(frame, int) and frame in self._frames:
+                for intent, _ in self._frames.pop(frame)[1]:
+                    self._dispatcher.answered(intent, "")
+            return
+        now = time.perf_counter()
+        due, taken = self._frames.pop(answers.id)
+        counts = self._counts(due, now)
+        for (intent, _), answer in zip(taken, answers.results, strict=True):
+            self._dispatcher.answered(intent, "" if answer.error else answer.id)
+            if counts:
+                if not answer.error:
+                    self.acts[Act(intent.act).name] += 1
+                elif answer.code // 100_000 in (429, 503):
+                    self.errors[answer.error] += 1
+                    continue
+                else:
+                    self.refused[answer.error] += 1
+                self.commands += 1
+        if counts:
+            self.latencies_ms.append((now - due) * 1e3)
+
+    def _counts(self, due: float, now: float) -> bool:
+        """Whether an answer belongs to the measured time: by when it came, in an open loop by when it was due."""
+        if not self._cpu_from and now >= self._from:
+            self._cpu_from = _cpu_s()
+        if now <= self._to:
+            self._cpu_to = _cpu_s() if self._cpu_from else 0.0
+        moment = due if self.spec.mode == "open" else now
+        return self._from <= moment <= self._to
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=Spec)
+    load = Load(spec)
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    result = uvloop.run(load.run())
+    sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What a benchmark found: figures against their targets, with all that one needs to repeat it."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.host import Host
+
+
+class Figure(Struct, frozen=True):
+    """One number. target: what it is held against, as text; passed: None where there is no target."""
+
+    name: str
+    value: float
+    unit: str = ""
+    target: str = ""
+    passed: bool | None = None
+
+
+class Report(Struct, frozen=True):
+    """settings: everything that was chosen for this run. notes: what to know before believing it."""
+
+    benchmark: str
+    figures: list[Figure]
+    settings: dict[str, str | int | float | bool]
+    host: Host
+    seconds: float
+    notes: list[str] = []
+
+    @property
+    def passed(self) -> bool:
+        return all(figure.passed is not False for figure in self.figures)
+
+
+def at_least(name: str, value: float, target: float, unit: str = "") -> Figure:
+    return Figure(name, value, unit, f">= {target:,.10g}", value >= target)
+
+
+def at_most(name: str, value: float, target: float, unit: str = "") -> Figure:
+    return Figure(name, value, unit, f"< {target:,.10g}", value < target)
+
+
+def exactly(name: str, value: float, target: float, unit: str = "") -> Figure:
+    return Figure(name, value, unit, f"{target:,.10g}", value == target)
+
+
+def number(value: float) -> str:
+    """For people: three decimals where they matter."""
+    if value == int(value) or abs(value) >= 1_000:
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:,.3g}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def print_report(console: Console, report: Report) -> None:
+    verdict = "" if report.passed else "  [bold red]below target[/]"
+    table = Table(
+        title=f"{report.benchmark}{verdict}", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    table.add_column("figure")
+    table.add_column("measured", justify="right")
+    table.add_column("target", justify="right", style="dim")
+    for figure in report.figures:
+        colour = {True: "green", False: "bold red", None: "default"}[figure.passed]
+        unit = f" {figure.unit}" if figure.unit else ""
+        table.add_row(escape(figure.name), f"[{colour}]{number(figure.value)}{unit}[/]", escape(figure.target))
+    console.print()
+    console.print(table)
+    console.print("[dim]" + escape(", ".join(f"{name} {value}" for name, value in report.settings.items())) + "[/]")
+    host = report.host
+    console.print(
+        f"[dim]commit {host.commit}; {escape(host.cpu)}, {host.cores} cores, {host.memory_gib} GiB; {host.system}; "
+        f"Python {host.python}; fdatasync p50 {host.fdatasync_p50_ms} ms, p99 {host.fdatasync_p99_ms} ms; "
+        f"took {report.seconds:.1f} s[/]"
+    )
+    for note in report.notes:
+        console.print(f"[dim]note: {escape(note)}[/]")
+
+
+def as_json(reports: Sequence[Report]) -> str:
+    """One JSON document with all of them."""
+    data: list[dict[str, Any]] = [{**msgspec.to_builtins(report), "passed": report.passed} for report in reports]
+    return json.dumps(data, indent=2)
