@@ -230,9 +230,9 @@ class Model:
 
     def answer(self, envelope: Envelope, ordinal: int) -> AnyResult:
         command = decode_command(envelope.body)
-        if isinstance(command, INTERNAL) and not envelope.key:
+        if isinstance(command, INTERNAL) and (self.stopped or not envelope.key):
             return self.run(command)
-        if self.stopped and not isinstance(command, INTERNAL):
+        if self.stopped:
             raise No(Code.writes_stopped)
         if not envelope.key:
             raise No(Code.key_required)
@@ -298,12 +298,14 @@ class Model:
 
     def dead(self, order: Order) -> Reason:
         """Why time, or the end of its session, has ended this order, closed yet or not."""
+        if late := self.late(order):
+            return late
         if (session := self.sessions.get((order.ask.account, order.ask.session))) and session.deadline_us <= self.now:
             return Reason.session_expired
         for sweep in self.sweeps:
             if sweep.session and sweep.covers(order):
                 return sweep.reason
-        return self.late(order)
+        return Reason.none
 
     def fresh(self, symbol: str) -> Reference | None:
         reference = self.references.get(symbol)
@@ -418,10 +420,10 @@ class Model:
     # ---- accounts and money
 
     def named(self, *accounts: str) -> None:
-        if any(account.startswith("@") for account in accounts):
-            raise No(Code.account_reserved)
-        if any(account not in self.accounts for account in accounts):
-            raise No(Code.account_not_found)
+        reserved = [Code.account_reserved for account in accounts if account.startswith("@")]
+        unknown = [Code.account_not_found for account in accounts if account[0] != "@" and account not in self.accounts]
+        if reserved or unknown:
+            raise No(*reserved, *unknown)
 
     def asset(self, asset: str) -> AddAsset:
         if asset not in self.assets:
@@ -451,8 +453,8 @@ class Model:
         return self.moved(c.asset, WORLD, c.account, c.amount_units)
 
     def transfer(self, c: Transfer) -> AnyResult:
-        if c.source == c.target and not c.source.startswith("@"):
-            raise No(Code.accounts_must_differ, *([] if c.source in self.accounts else [Code.account_not_found]))
+        if c.source == c.target:
+            raise No(Code.accounts_must_differ)
         self.named(c.source, c.target)
         self.asset(c.asset)
         if self.available(c.source, c.asset) < c.amount_units:
@@ -539,7 +541,8 @@ class Model:
             mine = [o for o in self.open_orders() if (o.ask.account, o.ask.symbol) == (ask.account, symbol)]
             if len([o for o in mine if o is not old]) >= limits.open_orders_max:
                 raise No(Code.open_orders_limit)
-        if ask.post_only and (crossed := self.crossed(order)):
+        # Entering clears this many expired makers and no more; behind those it would end by the fill limit.
+        if ask.post_only and (crossed := self.crossed(order)[: self.bounds.steps_max]):
             if any(not self.dead(maker) for maker in crossed):
                 raise No(Code.would_cross)
             self.met("post-only enters beside expired makers")
@@ -670,7 +673,7 @@ class Model:
         for order in (maker, taker):
             if order.leaves > lots:
                 order.leaves -= lots
-                order.hold = min(order.hold, self.worst_hold(order)) if order is maker else order.hold
+                order.hold = min(order.hold, self.worst_hold(order))
                 self.log.happened.append(("reduced", order.id, lots, order.leaves))
         if not maker_stays:
             self.close(maker, Status.canceled, Reason.self_trade)
@@ -921,12 +924,15 @@ class Model:
         """When the present opening ends, or None when the market is closed now."""
         minutes_now = Fraction(self.now, MINUTE_US) + calendar.utc_offset_minutes
         today = floor(minutes_now / DAY_MINUTES)
+        ends = []
         for day in (today - 1, today):
             if hours := hours_of(calendar, day):
                 opens, closes = day * DAY_MINUTES + hours.open_minute, day * DAY_MINUTES + hours.close_minute
                 if opens <= minutes_now < closes:
-                    return (closes - calendar.utc_offset_minutes) * MINUTE_US
-        return None
+                    ends.append((closes - calendar.utc_offset_minutes) * MINUTE_US)
+        if len(ends) > 1:
+            self.met("two openings overlap")
+        return max(ends, default=None)
 
     # ---- replicas are compared
 
@@ -958,7 +964,10 @@ def limits_are_bad(c: AddInstrument | SetLimits) -> bool:
 
 def calendar_is_bad(calendar: Calendar) -> bool:
     hours = [h for h in calendar.weekly if h] + [h for _, h in calendar.exceptions if h]
-    return len(calendar.weekly) not in (0, 7) or any(h.open_minute >= h.close_minute for h in hours)
+    if len(calendar.weekly) not in (0, 7) or any(h.open_minute >= h.close_minute for h in hours):
+        return True
+    days = [day for day, _ in calendar.exceptions]
+    return len(days) > len(set(days)) or bool(days and not calendar.weekly)
 
 
 def change_ask(ask: PlaceOrder, price: int, quantity: int) -> PlaceOrder:

@@ -1,7 +1,7 @@
 """One machine and one model that are given the same batches and must agree on everything after each."""
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -20,7 +20,8 @@ from tests.statemachine.model.scenario import START_US, Shape, Writer, ahead_us
 
 BOUNDS = Bounds(steps_max=3, chunk=3, chunk_sessions=2, withdrawals_max=3, sessions_max=2)
 SHRUNK = {"STEPS_MAX": 3, "CHUNK_ORDERS": 3, "CHUNK_SESSIONS": 2, "WITHDRAWALS_OPEN_MAX": 3, "SESSIONS_OPEN_MAX": 2}
-RESTART = range(1, 5)
+RESTART = range(1, 4)
+FLUSH = range(4, 9)
 
 
 @contextmanager
@@ -64,8 +65,11 @@ class Pair:
         self.shape = shape
         self.model = Model(BOUNDS)
         self.backing = MemoryBacking()
-        self.machine = Machine(self.backing)
+        self.machine = Machine(self.backing, accounts_cached=2)
+        self.restarts = 0
+        self.payloads: list[bytes] = []
         self.replay = Replay()
+        self.ledger: dict[tuple[str, str], int] = defaultdict(int)
         self.writer = Writer(self.model)
         self.seen: Counter[str] = Counter()
         self.asked: list[str] = []
@@ -78,24 +82,38 @@ class Pair:
         """Take one step; some wait for the next, so that a batch holds more than one command."""
         if step[0] == 0:
             return
-        if step[0] in RESTART:
-            self.finish()
-            self.restart()
+        if step[0] in (*RESTART, *FLUSH):
+            self.flush()
+            self.backing.store(self.machine.collect())
+            if step[0] in RESTART:
+                self.restart()
             return
         self.waiting.append(self.writer.step(step))
         self.ahead_us = ahead_us(step[13]) if len(self.waiting) == 1 else self.ahead_us
         if step[12] % 4:
-            self.finish()
+            self.flush()
 
     def finish(self) -> None:
+        """Apply what waits, and everything again to a machine that never restarts: one digest."""
+        self.flush()
+        if self.restarts:
+            backing = MemoryBacking()
+            again = Machine(backing)
+            for index, payload in enumerate(self.payloads, 1):
+                backing.write(again.apply(index, payload))
+            if again.digest != self.machine.digest:
+                self.disagree("digest after restarts", again.digest.hex(), self.machine.digest.hex())
+            self.seen["restarted"] += 1
+
+    def flush(self) -> None:
         if self.waiting:
             self.apply(self.model.now + self.ahead_us, self.waiting)
             self.waiting = []
 
     def restart(self) -> None:
         """The machine as it comes back from what it handed out."""
-        self.backing.store(self.machine.collect())
-        self.machine = Machine(self.backing, self.backing.state())
+        self.machine = Machine(self.backing, self.backing.state(), accounts_cached=1)
+        self.restarts += 1
         self.asked.append("restart")
 
     def apply(self, stamp_us: int, envelopes: list[Envelope]) -> None:
@@ -103,7 +121,9 @@ class Pair:
         self.asked.append(f"batch {self.index} stamped {stamp_us - START_US:+}")
         self.asked += [f"  {e.scope} {e.key} {e.sent_at_us} {decode_command(e.body)}" for e in envelopes]
         log = self.model.apply(self.index, stamp_us, envelopes)
-        applied = self.machine.apply(self.index, encode_batch(stamp_us, envelopes))
+        payload = encode_batch(stamp_us, envelopes)
+        self.payloads.append(payload)
+        applied = self.machine.apply(self.index, payload)
         self.backing.write(applied)
         self.seen.update(log.met)
         self.compare_answers(log, applied, [decode_command(envelope.body) for envelope in envelopes])
@@ -150,6 +170,14 @@ class Pair:
                     from_events = replay.owned[account, asset], replay.held[account, asset]
                     if owned != from_events:
                         self.disagree(f"owned and held by {account} in {asset}, from events", owned, from_events)
+        for row in applied.ledger_rows:
+            self.ledger[row.account, row.asset] += row.delta_units
+            if self.ledger[row.account, row.asset] != row.owned_units:
+                self.disagree("ledger's running balance", self.ledger[row.account, row.asset], row)
+        ledger = {place: units for place, units in self.ledger.items() if units}
+        owned_by = {place: units for place, units in model.owned.items() if units}
+        if ledger != owned_by:
+            self.disagree("owned, from the ledger", owned_by, ledger)
         for asset in model.assets:
             total = sum(model.owned.get((account, asset), 0) for account in (FEES, ROUNDING))
             if total != replay.owned[FEES, asset]:

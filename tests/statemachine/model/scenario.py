@@ -59,7 +59,15 @@ WEEK = Calendar(weekly=(LONG_DAY,) * 7)
 OFFICE = Calendar(weekly=(SessionHours(540, 1_020),) * 5 + (None, None), utc_offset_minutes=60)
 NIGHT = Calendar(weekly=(SessionHours(1_080, 1_740),) * 7, utc_offset_minutes=-300)
 HOLIDAY = Calendar(weekly=(LONG_DAY,) * 7, exceptions=((20_256, None), (20_257, SessionHours(0, 720))))
-CALENDARS = (ALWAYS, WEEK, ALWAYS, HOLIDAY, OFFICE, NIGHT)
+OVERLAPPING = Calendar(weekly=(SessionHours(600, 2_400),) * 7, utc_offset_minutes=-90)
+CALENDARS = (ALWAYS, WEEK, OVERLAPPING, HOLIDAY, OFFICE, NIGHT)
+BAD_CALENDARS = (
+    Calendar(weekly=(None,)),
+    Calendar(weekly=(LONG_DAY,) * 6),
+    Calendar(weekly=(SessionHours(9, 9),) * 7),
+    Calendar(exceptions=((20_256, None),)),
+    Calendar(weekly=(LONG_DAY,) * 7, exceptions=((20_256, None), (20_256, LONG_DAY))),
+)
 FEES = ((0, 0), (10, 25), (1_000, 1_000), (0, 33), (777, 0), (333, 700))
 TICKS_US = (0, 0, -SECOND_US, 1, 1_000, 200_000)
 STEPS_US = (SECOND_US, SECOND_US, 6 * SECOND_US, 90 * SECOND_US)
@@ -284,7 +292,7 @@ class Writer:
             case 7 | 8:
                 return SetLimits(symbol, self.limits(step))
             case 9:
-                return SetCalendar(symbol, choose((*CALENDARS, Calendar(weekly=(None,))), step[4]))
+                return SetCalendar(symbol, choose((*CALENDARS, *CALENDARS, *BAD_CALENDARS), step[4]))
             case 10:
                 return AddAsset(choose(("USD", "NEW"), step[4]), 2, 1_000)
             case 11 | 12:
@@ -324,5 +332,5 @@ class Writer:
             0,
             0,
             Limits(quantity_lots_min=choose((1, 9), step[8]), quantity_lots_max=8),
-            choose((ALWAYS, WEEK, Calendar(weekly=(SessionHours(9, 9),) * 7)), step[9]),
+            choose((ALWAYS, WEEK, *BAD_CALENDARS), step[9]),
         )
