@@ -19,6 +19,7 @@ from cluster.wire import AnyRequest
 
 FRAME = 50
 FRAMES_UNDER_WAY = 16
+_NONE = ("", "0")
 CHECK_AT_ONCE = 4_000
 
 
@@ -86,6 +87,8 @@ class Driver:
         self.answered_at = array("d")
         """time.monotonic() of each frame's answers."""
         self.seconds = 0.0
+        self.filled = 0
+        """Orders that traded on entry, in part at least."""
 
     @property
     def answered(self) -> int:
@@ -150,6 +153,7 @@ class Driver:
         match outcome:
             case Done():
                 one.id = outcome.id
+                self.filled += intent.act != Act.cancel and outcome.answer.filled_qty not in _NONE
                 self.acts[intent.act] += 1
                 self.kept.append(one)
                 self._dispatcher.answered(intent, outcome.id)

@@ -1,0 +1,162 @@
+"""Benchmarks with their targets: `tiebreak bench run engine`. Each prints what it was measured on."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import cases, cluster_cases, datasets, fit, lobster
+from bench.generator import Market as MadeUpMarket
+from bench.lobster import LobsterError
+from bench.report import Report, as_json, print_report
+from bench.running import RunError
+from cluster.launcher import LaunchError
+
+app = typer.Typer(no_args_is_help=True, help="Measure Tiebreak on this machine, against its targets.")
+out = Console(highlight=False)
+talk = Console(stderr=True, highlight=False)
+
+Benchmark = Callable[..., Report]
+BENCHMARKS: dict[str, Benchmark] = {
+    "engine": cases.engine,
+    "cluster-pipelined": cluster_cases.pipelined,
+    "cluster-single": cluster_cases.single,
+    "cluster-one": cluster_cases.one,
+    "kill": cluster_cases.kill,
+    "store-start": cases.store_start,
+    "disk": cluster_cases.disk,
+}
+OPTIONS = {
+    "engine": {"commands", "batch", "seed", "path"},
+    "cluster-pipelined": {"seconds", "seed", "path", "frame"},
+    "cluster-single": {"seconds", "seed", "path", "rate_per_s"},
+    "cluster-one": {"seconds", "seed", "path"},
+    "kill": {"kills", "rate_per_s", "seed", "path"},
+    "store-start": {"accounts"},
+    "disk": {"commands", "seed", "path"},
+}
+"""Which options each of them has; the others are refused rather than ignored."""
+
+
+@app.command("list")
+def list_benchmarks(as_json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> None:
+    """Say what can be measured."""
+    lines = {name: (function.__doc__ or "").strip().split("\n")[0] for name, function in BENCHMARKS.items()}
+    if as_json_:
+        sys.stdout.write(msgspec.json.encode(lines).decode() + "\n")
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, text in lines.items():
+        table.add_row(f"[bold]{name}[/]", text)
+    out.print(table)
+
+
+@app.command("run")
+def run_benchmarks(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Benchmarks, or `all`.")],
+    seconds: Annotated[float | None, typer.Option(min=0.5, help="How long to measure, after the warm-up.")] = None,
+    commands: Annotated[int | None, typer.Option(min=1_000, help="How many commands to send.")] = None,
+    rate: Annotated[int | None, typer.Option(min=1, help="Commands a second.")] = None,
+    kills: Annotated[int | None, typer.Option(min=1, help="How often the leader is killed.")] = None,
+    accounts: Annotated[int | None, typer.Option(min=1, help="Accounts in the store.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, max=4_096, help="Commands in a batch of the bare engine.")] = None,
+    frame: Annotated[int | None, typer.Option(min=1, max=500, help="Commands in a WebSocket frame.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the made-up flow.")] = None,
+    path: Annotated[Path | None, typer.Option(help="A LOBSTER recording, instead of the made-up flow.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to put the files: the disk that is measured.")] = None,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Run benchmarks one after the other. Exit 0: all targets met. Exit 1: one was missed, or a run failed.
+
+    Example: tiebreak bench run engine cluster-pipelined --seconds 10
+    """
+    wanted = list(BENCHMARKS) if names == ["all"] else names
+    for name in wanted:
+        if name not in BENCHMARKS:
+            raise typer.BadParameter(f"{name}: one of {', '.join(BENCHMARKS)}, or all")
+    given = {
+        "seconds": seconds,
+        "commands": commands,
+        "rate_per_s": rate,
+        "kills": kills,
+        "accounts": accounts,
+        "batch": batch,
+        "frame": frame,
+        "seed": seed,
+        "path": None if path is None else str(path),
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if not any(name in OPTIONS[one] for one in wanted):
+            raise typer.BadParameter(f"{name.replace('_per_s', '')} means nothing to {', '.join(wanted)}")
+    reports: list[Report] = []
+    failed = False
+    with _workspace(folder) as root:
+        for name in wanted:
+            talk.print(f"[dim]measuring {name} ...[/]")
+            fitting = {option: value for option, value in chosen.items() if option in OPTIONS[name]}
+            try:
+                report = BENCHMARKS[name](root, **fitting)
+            except (RunError, LaunchError, LobsterError, subprocess.CalledProcessError) as error:
+                talk.print(f"[bold red]{name} failed:[/] {error}")
+                failed = True
+                continue
+            finally:
+                shutil.rmtree(root / name, ignore_errors=True)
+            reports.append(report)
+            if not as_json_:
+                print_report(out, report)
+    if as_json_:
+        sys.stdout.write(as_json(reports) + "\n")
+    raise typer.Exit(0 if not failed and all(report.passed for report in reports) else 1)
+
+
+@contextmanager
+def _workspace(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield Path(tempfile.mkdtemp(prefix="bench-", dir=folder))
+        return
+    with tempfile.TemporaryDirectory(prefix="tiebreak-bench-") as root:
+        yield Path(root)
+
+
+@app.command("fit")
+def show_fit(
+    path: Annotated[Path | None, typer.Option(help=f"A LOBSTER file or folder. Default: {datasets.DATA_ENV}.")] = None,
+    events: Annotated[int, typer.Option(min=1_000, help="Made-up events.")] = 90_000,
+    seed: Annotated[int, typer.Option(help="Seed of the made-up flow.")] = 7,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Print the figures that the generator was fitted to: of a recording, and of what it makes, side by side."""
+    columns: dict[str, fit.Marginals] = {}
+    where = path or datasets.data_folder()
+    if where is None:
+        talk.print(f"[yellow]no recording to compare with: give --path or set {datasets.DATA_ENV}[/]")
+    else:
+        found = datasets.recording(where)
+        rows: Iterator[lobster.Row] = iter(())
+        if found.book is not None:
+            rows = lobster.read_rows(found.book, 1 if datasets.seeds_only(found) else None)
+        columns[found.messages.symbol] = fit.marginals(lobster.read_messages(found.messages), rows)
+    columns[f"generator, seed {seed}"] = fit.marginals(islice(MadeUpMarket(seed).messages(), events))
+    if as_json_:
+        sys.stdout.write(msgspec.json.encode(columns).decode() + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name, cells in fit.rows(list(columns.values())):
+        table.add_row(name, *cells)
+    out.print(table)
