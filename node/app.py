@@ -165,11 +165,12 @@ class App:
         return app
 
     def _add_events(self, app: web.Application) -> None:
-        from node import feed, stream  # noqa: PLC0415
+        from node import feed, openapi, stream  # noqa: PLC0415
 
         views = EventViews(self.node.catalogue)
         stream.add_routes(app, self.node, views)
         feed.add_routes(app, self.node, views, self.node.catalogue)
+        openapi.add_routes(app)
 
     async def _listen(self, app: web.Application) -> None:
         member = self.config.member

@@ -66,7 +66,8 @@ class Channel:
         if self._wake is not None:
             self._idle.clear()
             self.sent_at_s = time.monotonic()
-            self._wake.set_result(None)
+            if not self._wake.done():  # else the writer is being stopped
+                self._wake.set_result(None)
             self._wake = None
 
     def check_progress(self, now_s: float) -> None:

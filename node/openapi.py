@@ -351,7 +351,7 @@ async def _docs(request: web.Request) -> web.Response:
     return web.Response(body=page(), content_type="text/html", headers={"Content-Security-Policy": csp})
 
 
-def add_routes(app: web.Application, node: object) -> None:
+def add_routes(app: web.Application) -> None:
     """Serve /openapi.json and /docs, to anyone."""
     app.router.add_get("/openapi.json", _openapi)
     app.router.add_get("/docs", _docs)

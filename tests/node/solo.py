@@ -1,223 +1,101 @@
-"""A whole node in one process without consensus: real door, rules, store, stream and feed; a log of one member."""
+"""A whole node over real sockets with a log of one member, and clients for its streams."""
 
 import asyncio
 import json
-import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 import msgspec
-from aiohttp import web
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+import uvloop
 
-from cluster.consensus.engine import EngineStatus, Role
-from cluster.topology import Member, MemberRole, Topology
-from node import feed, limits, openapi, stream
-from node.answers import Answers
-from node.api import accounts, commands, markets, orders, status
-from node.auth import Authenticator, issue_token
-from node.catalogue import Catalogue
-from node.config import NodeConfig, NodeLimits, NodeTiming, Retention
-from node.context import NODE, Node
-from node.door import Door
-from node.event_views import EventViews
-from node.intake import Intake
-from node.metrics import Metrics
-from node.ratelimit import RateLimiter, Rates
-from node.reads import Reads
-from node.session_token import SessionTokens
-from node.submit import Submitter
-from statemachine.machine import Machine
-from statemachine.store import Store
+from cluster.consensus.engine import Role
+from node.app import App
+from node.auth import issue_token
+from node.config import NodeLimits, NodeTiming
+from node.feed import Feed
+from node.stream import StreamHub
+from tests.node.fakes import PRIVATE_PEM, SoloEngine, make_config
+
+QUIET = NodeTiming(flush_ms=10_000, digest_ms=3_600_000, digest_indexes=10**9, drain_ms=500, command_timeout_ms=2_000)
+"""No flush and no entry of the node's own while a test looks."""
 
 
-@cache
-def key_pair() -> tuple[str, str]:
-    """(private, public) PEM, made for this run."""
-    key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return private.decode(), public.decode()
+def run(work: Coroutine[Any, Any, None], *, timeout_s: float = 30.0) -> None:
+    """Run a test on the loop that production uses."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(timeout_s):
+            await work
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(bounded())
 
 
 def token(role: str, *accounts: str, subject: str = "", lifetime_s: int = 3600) -> str:
-    return issue_token(
-        key_pair()[0], subject=subject or f"a-{role}", role=role, accounts=accounts, lifetime_s=lifetime_s
-    )
+    return issue_token(PRIVATE_PEM, subject=subject or f"a-{role}", role=role, accounts=accounts, lifetime_s=lifetime_s)
 
 
 def bearer(role: str, *accounts: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token(role, *accounts)}"}
 
 
-def free_port() -> int:
-    """A port below the kernel's own range, so that no outgoing connection takes it first."""
-    for port in range(20_000 + time.time_ns() % 10_000, 32_700):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port")
+class SharedLog(SoloEngine):
+    """What this member commits, those who follow commit too."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.followers: list[SoloEngine] = []
 
-class SoloLog:
-    """An engine of one member: what is proposed is committed in the next turn of the loop, to all who follow."""
-
-    def __init__(self, name: str = "solo") -> None:
-        self.name = name
-        self.on_committed: Callable[[int, bytes], None] = lambda index, payload: None
-        self.on_role: Callable[[], None] = lambda: None
-        self.on_message: Callable[[str, str, bytes], None] = lambda member, kind, body: None
-        self.followers: list[Callable[[int, bytes], None]] = []
-        self.index = 0
-        self.payloads: list[bytes] = []
-        self.reads = 0
-
-    async def start(self, *, applied_index: int) -> None:
-        self.index = applied_index
-        self.on_role()
-
-    async def stop(self) -> None:
-        pass
-
-    def propose(self, payload: bytes) -> None:
-        asyncio.get_running_loop().call_soon(self._commit, payload)
-
-    def _commit(self, payload: bytes) -> None:
-        self.index += 1
-        self.payloads.append(payload)
-        for take in (self.on_committed, *self.followers):
-            take(self.index, payload)
-
-    async def read_index(self, *, timeout_ms: int) -> int:
-        self.reads += 1
-        return self.index
-
-    async def transfer_leadership(self, target: str | None, *, timeout_ms: int) -> bool:
-        return False
-
-    def set_stored_index(self, index: int) -> None:
-        pass
-
-    def send(self, member: str, kind: str, body: bytes) -> bool:
-        return False
-
-    def status(self) -> EngineStatus:
-        i = self.index
-        return EngineStatus(self.name, Role.leader, self.name, 1, True, 1, i, i, i, i, 0, [])
-
-
-def config(data_dir: Path, **bounds: int) -> NodeConfig:
-    member = Member("solo", "dc-a", MemberRole.replica, "127.0.0.1", 1, "127.0.0.1", 2)
-    values: dict[str, Any] = {
-        "name": "solo",
-        "topology": Topology("test", [member]),
-        "data_dir": data_dir,
-        "token_public_key": key_pair()[1].encode(),
-        "session_key": bytes(32),
-        "api_tls": None,
-        "timing": NodeTiming(),
-        "limits": msgspec.structs.replace(NodeLimits(), **bounds),
-        "retention": Retention(),
-        "log_level": "info",
-    }
-    # What is left are files of certificates, which nothing here opens.
-    return NodeConfig(**{name: values.get(name, data_dir) for name in NodeConfig.__struct_fields__})
+    def commit(self, payload: bytes) -> None:
+        super().commit(payload)
+        for follower in self.followers:
+            follower.commit(payload)
 
 
 class Solo:
-    """`async with Solo(tmp_path) as solo`: solo.url answers HTTP, solo.node holds the parts."""
+    """`async with Solo(folder) as solo`: solo.client answers HTTP, solo.node holds the parts.
 
-    def __init__(
-        self,
-        data_dir: Path,
-        *,
-        log: SoloLog | None = None,
-        follows: SoloLog | None = None,
-        http: limits.HttpLimits | None = None,
-        **bounds: int,
-    ) -> None:
-        self.node = node = Node()
-        self.log = log or SoloLog()
-        self.follows = follows
-        node.config = config(data_dir, **bounds)
-        node.engine = self.log
-        node.store = Store(data_dir, cluster_id="test", member="solo", map_size_bytes=256 << 20)
-        node.history = node.store.history
-        node.machine = machine = Machine(node.store, node.store.load())
-        node.catalogue = Catalogue(machine, node.history)
-        node.door = Door(node.catalogue, account_secret=bytes(32))
-        node.reads = Reads(self.log, lambda: machine.applied_index, node.config.timing)
-        node.intake = Intake(node.door, node.reads)
-        node.submitter = Submitter(self.log, node.history, node.config.limits, node.config.timing)
-        node.answers = Answers(node.store, node.history, machine, node.catalogue)
-        node.authenticator = Authenticator([key_pair()[1]])
-        node.session_tokens = SessionTokens(bytes(32), epoch=node.epoch)
-        rates = Rates(commands_per_s=node.config.limits.rate_per_s, burst=node.config.limits.rate_burst)
-        node.limiter = RateLimiter(rates)
-        node.metrics = Metrics("solo", "replica")
-        self.log.on_committed = self._apply
-        self.log.on_role = node.submitter.role_changed
-        self.http = http or limits.HttpLimits.of(node.config.limits)
-        self.guard = limits.ConnectionGuard(self.http)
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    follows: the log of another Solo that this one replicates. bounds: changes of NodeLimits.
+    """
 
-    def _apply(self, index: int, payload: bytes) -> None:
-        node = self.node
-        applied = node.machine.apply(index, payload)
-        node.store.add(applied)
-        node.submitter.applied(applied, payload)
-        node.reads.applied(index)
-        for hook in node.on_applied:
-            hook(applied)
+    def __init__(self, folder: Path, *, log: SharedLog | None = None, follows: SharedLog | None = None, **bounds: int):
+        self.log: SoloEngine = log or SoloEngine()
+        if follows is not None:
+            self.log = SoloEngine("dc-b", ("dc-a", "tiebreaker"))
+            self.log.role, self.log.leader = Role.follower, "dc-a"
+            follows.followers.append(self.log)
+        limits = NodeLimits(store_bytes_max=256 << 20, disk_free_bytes_min=0, disk_free_bytes_ok=0)
+        limits = msgspec.structs.replace(limits, **bounds)
+        self.failures: list[str] = []
+        config = make_config(folder, name=self.log.member, limits=limits, timing=QUIET)
+        self.app = App(config, self.log, on_fatal=lambda code, reason: self.failures.append(f"{code}: {reason}"))
+        self.node = self.app.node
+
+    @property
+    def streams(self) -> StreamHub:
+        return next(part for part in self.node.on_drain if isinstance(part, StreamHub))
+
+    @property
+    def feed(self) -> Feed:
+        return next(part for part in self.node.on_drain if isinstance(part, Feed))
 
     def flush(self) -> None:
         self.node.store.flush(self.node.machine.collect())
 
     async def __aenter__(self) -> Self:
-        node = self.node
-        views = EventViews(node.catalogue)
-        app = web.Application(middlewares=limits.middlewares(node, self.http), client_max_size=self.http.body_bytes_max)
-        app[NODE] = node
-        self.streams = stream.add_routes(app, node, views)
-        self.feed = feed.add_routes(app, node, views, node.catalogue)
-        openapi.add_routes(app, node)
-        for routes in (*(module.ROUTES for module in (orders, accounts, markets, commands)), status.routes(node)):
-            app.router.add_routes(routes)
-        if self.follows is not None:
-            self.follows.followers.append(self._apply)
-        await self.log.start(applied_index=node.machine.applied_index)
-        node.submitter.refusal = None
-        node.ready = True
-        self._runner = web.AppRunner(app, shutdown_timeout=0.5, **self.http.runner_options())  # type: ignore[arg-type]
-        await self._runner.setup()
-        server = self._runner.server
-        assert server is not None
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self.guard.factory(server), "127.0.0.1", self.port)
-        self.guard.start(every_s=0.05)
-        self.client = aiohttp.ClientSession(self.url, json_serialize=json.dumps)
+        await self.app.start()
+        member = self.app.config.member
+        self.port = member.api_port
+        self.client = aiohttp.ClientSession(f"http://{member.api_host}:{member.api_port}")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.close()
-        self._server.close()
-        await self.guard.stop()
-        for part in self.node.on_drain:
-            await part.drain(timeout_ms=200)
-        await self._runner.cleanup()
-        self.node.store.close()
+        await self.app.drain()
+        assert not self.failures, self.failures
 
     async def stream(self, role: str = "trader", *accounts: str, **options: Any) -> "Client":
         options.setdefault("headers", bearer(role, *accounts))

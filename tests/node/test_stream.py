@@ -11,11 +11,7 @@ import msgspec
 import pytest
 
 from node.channel import CLOSE_MALFORMED, CLOSE_SHUTDOWN, CLOSE_UNAUTHENTICATED
-from tests.node.solo import Client, Solo, command, list_market, order, token
-
-
-def run(work: Any) -> None:
-    asyncio.run(asyncio.wait_for(work, 30))
+from tests.node.solo import Client, Solo, command, list_market, order, run, token
 
 
 def test_a_frame_of_orders_is_answered_in_its_order(tmp_path: Path) -> None:
