@@ -5,6 +5,7 @@ its rules. Slow on purpose; where a line could be clever it is not.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -272,13 +273,18 @@ class Model:
     def open_orders(self) -> list[Order]:
         return [order for order in self.orders.values() if order.open]
 
-    def held(self, account: str, asset: str) -> int:
-        total = sum(w.amount_units for w in self.withdrawals.values() if (w.account, w.asset) == (account, asset))
+    def holds(self) -> dict[tuple[str, str], int]:
+        """Everything held, by account and asset: open withdrawals and the holds of open orders."""
+        holds: dict[tuple[str, str], int] = defaultdict(int)
+        for withdrawal in self.withdrawals.values():
+            holds[withdrawal.account, withdrawal.asset] += withdrawal.amount_units
         for order in self.open_orders():
             listed = self.instruments[order.ask.symbol]
-            if order.ask.account == account and asset == (listed.quote if order.buys else listed.base):
-                total += order.hold
-        return total
+            holds[order.ask.account, listed.quote if order.buys else listed.base] += order.hold
+        return holds
+
+    def held(self, account: str, asset: str) -> int:
+        return self.holds()[account, asset]
 
     def available(self, account: str, asset: str) -> int:
         return self.owned.get((account, asset), 0) - self.held(account, asset)

@@ -163,9 +163,10 @@ class Pair:
             replay.follow(applied.events)
         except (AssertionError, KeyError) as error:
             self.disagree("replay of events", "balances", repr(error))
+        holds = model.holds()
         for account in (*SYSTEM_ACCOUNTS, *model.accounts):
             for asset in model.assets:
-                owned = model.owned.get((account, asset), 0), model.held(account, asset)
+                owned = model.owned.get((account, asset), 0), holds[account, asset]
                 if account not in (FEES, ROUNDING):
                     from_events = replay.owned[account, asset], replay.held[account, asset]
                     if owned != from_events:
@@ -190,14 +191,16 @@ class Pair:
     def compare_state(self) -> None:
         """What the machine itself says it holds: balances, orders, books."""
         model, machine = self.model, self.machine
+        holds, open_orders = model.holds(), model.open_orders()
         for name in (*SYSTEM_ACCOUNTS, *model.accounts):
             record = machine.account(name)
             balances = {asset: (free, held) for asset, free, held in record.balances} if record else {}
             for asset in model.assets:
-                expected = model.available(name, asset), model.held(name, asset)
+                held = holds[name, asset]
+                expected = model.owned.get((name, asset), 0) - held, held
                 if expected != balances.get(asset, (0, 0)):
                     self.disagree(f"available and held, {name} {asset}", expected, balances.get(asset))
-            expected_orders = [order_of(order) for order in model.open_orders() if order.ask.account == name]
+            expected_orders = [order_of(order) for order in open_orders if order.ask.account == name]
             orders = [order_of_record(order) for order in machine.open_orders(name)]
             if sorted(expected_orders) != orders:
                 self.disagree(f"open orders of {name}", sorted(expected_orders), orders)
