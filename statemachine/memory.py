@@ -39,6 +39,8 @@ RECORD_TYPES: dict[str, Any] = {
     SWEEPS: SweepRecord,
 }
 
+_decode_account = msgspec.msgpack.Decoder(AccountRecord).decode
+
 
 class MemoryBacking:
     """A Backing fed by what the machine hands out: `write` each Applied, `store` each Changes.
@@ -55,13 +57,12 @@ class MemoryBacking:
         self.ledger: list[LedgerRow] = []
         self.trades: list[TradeRow] = []
         self.closed_orders: list[OrderRecord] = []
-        self._account_decoder = msgspec.msgpack.Decoder(AccountRecord)
 
     # ---- what the machine reads ----
 
     def account(self, account: str) -> AccountRecord | None:
         stored = self.tables[ACCOUNTS].get(account.encode())
-        return None if stored is None else self._account_decoder.decode(stored)
+        return None if stored is None else _decode_account(stored)
 
     def key(self, digest: bytes, bucket_min: int) -> KeyRecord | None:
         for bucket, keys in self.buckets.items():
