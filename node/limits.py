@@ -85,6 +85,8 @@ class HttpLimits(Struct, frozen=True, kw_only=True):
             "keepalive_timeout": self.idle_timeout_s,
             "lingering_time": 1.0,
             "access_log": None,
+            # Compressed bodies are refused; with this aiohttp leaves the header that says so, and the bomb packed.
+            "auto_decompress": False,
         }
 
 
