@@ -93,13 +93,17 @@ class Client:
         token: str | Callable[[], str] = "",
         timeout_ms: int = TIMEOUT_MS,
         tls: ssl.SSLContext | None = None,
+        stamp: bool = True,
     ) -> None:
         """members: addresses (`http://host:port`) or Members; at least one full replica.
 
         token: a bearer token, or a function that gives a fresh one, called for each request.
         timeout_ms: the deadline of every call that names no other.
+        stamp: send `sent_at` with commands, so that a repeat after keys are forgotten (24 h) is refused and not
+            done again. Without, the same request under the same key is one command whichever process sends it.
         """
         self.timeout_ms = timeout_ms
+        self._stamp = stamp
         self._members = Members(members)
         self._caller = Caller(self._members, token=token, tls=tls)
 
@@ -133,13 +137,13 @@ class Client:
         json: text frames instead of msgpack, to read them on the wire.
         """
         timeout = self.timeout_ms if timeout_ms is None else timeout_ms
-        return Stream(self._caller, prepared, timeout_ms=timeout, json=json)
+        return Stream(self._caller, self._prepared, timeout_ms=timeout, json=json)
 
     # ---- commands ----
 
     async def submit(self, request: wire.AnyRequest, *, timeout_ms: int | None = None) -> Outcome:
         """Send any request of cluster.wire. A key and sent_at are added where missing."""
-        request = prepared(request)
+        request = self._prepared(request)
         method, path, params, body = _route(request)
         deadline = self._deadline(timeout_ms)
         return await self._caller.command(method, path, key=request.key, body=body, params=params, deadline=deadline)
@@ -427,6 +431,9 @@ class Client:
 
     # ---- how ----
 
+    def _prepared(self, request: wire.AnyRequest) -> wire.AnyRequest:
+        return prepared(request, stamp=self._stamp)
+
     def _deadline(self, timeout_ms: int | None) -> float:
         return time.monotonic() + (self.timeout_ms if timeout_ms is None else timeout_ms) / 1000
 
@@ -466,12 +473,13 @@ def members_of(path: Path) -> list[Member]:
     ]
 
 
-def prepared(request: wire.AnyRequest) -> wire.AnyRequest:
+def prepared(request: wire.AnyRequest, *, stamp: bool = True) -> wire.AnyRequest:
     """The request with a key and sent_at: fixed before the first try, since a repeat is compared by its body."""
     key = request.key or getattr(request, "client_order_id", "")
-    if key and request.sent_at:
-        return request
-    return replace(request, key=key or str(uuid.uuid4()), sent_at=request.sent_at or _now())
+    if key and (request.sent_at or not stamp):
+        return request if request.key else replace(request, key=key)
+    sent_at = request.sent_at or (_now() if stamp else "")
+    return replace(request, key=key or str(uuid.uuid4()), sent_at=sent_at)
 
 
 def _now() -> str:

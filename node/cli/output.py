@@ -22,7 +22,7 @@ HINTS = {
     "no_reference": "a market order needs a price seen outside: `tiebreak reference SYMBOL PRICE`",
     "stale_reference": "tell a fresh price with `tiebreak reference SYMBOL PRICE`",
     "order_not_found": "it may be filled, canceled or another account's; `tiebreak order list --status all`",
-    "key_reused": "this key was used with another body; leave --key out for a new command",
+    "key_reused": "leave --key out for a new command",
     "unauthenticated": "make a token with `tiebreak token`, or leave --token out inside the cluster's folder",
     "forbidden": "this role may not do that; see `tiebreak token --help`",
     "no_leader": "an election may be under way; `tiebreak status` shows who is there",

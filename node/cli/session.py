@@ -64,7 +64,7 @@ KeyOption = Annotated[
     typer.Option(
         "--key",
         metavar="KEY",
-        help="Idempotency key; drawn when left out. Repeat a command with its key to learn its outcome.",
+        help="Idempotency key; drawn when left out. The same command run again with its key is done once.",
     ),
 ]
 Local = Annotated[bool, typer.Option("--local", help="Read what one member has, even without a quorum; it may be old.")]
@@ -88,13 +88,17 @@ class Session:
         as_json: bool = False,
         timeout_ms: int = 5_000,
         ca: Path | None = None,
+        keyed: bool = False,
     ) -> None:
+        """keyed: the user chose the key, so running the line again must be the same command."""
         self.folder = ClusterFolder(cluster)
         self.as_json = as_json
         self._urls = url or []
         self._token = token
         self._timeout_ms = timeout_ms
         self._ca = ca
+        self._keyed = keyed
+        self._scope = ""
 
     def client(self, role: str, account: str = "") -> Client:
         """A client that asks as `role`, unless --token says who asks.
@@ -102,6 +106,7 @@ class Session:
         account: the one that a trader's token names; other roles may touch all.
         Raises FolderError or CliError.
         """
+        self._scope = f"--account {account}" if role == "trader" else f"--role {role}"
         members: list[Member | str]
         if self._urls:
             members = list(self._urls)
@@ -115,7 +120,8 @@ class Session:
                 for member in self.folder.topology().members
             ]
         tls = ssl.create_default_context(cafile=str(self._ca)) if self._ca is not None else None
-        return Client(members, token=self._token or self._mint(role, account), timeout_ms=self._timeout_ms, tls=tls)
+        token = self._token or self._mint(role, account)
+        return Client(members, token=token, timeout_ms=self._timeout_ms, tls=tls, stamp=not self._keyed)
 
     def finish(self, outcome: Outcome, text: Callable[[Answer], str], *, looked_up: bool = False) -> None:
         """Print how a command ended; raises typer.Exit with its code unless it was done.
@@ -143,7 +149,8 @@ class Session:
                 else:
                     complain(
                         f"outcome unknown: {unknown.cause}",
-                        f"it may have happened; run the same command with --key {unknown.key}",
+                        f"it may have happened, or may yet: `tiebreak commands show {unknown.key} {self._scope}` "
+                        "says so once it has" + (", and so does running this line again" if self._keyed else ""),
                     )
                 raise typer.Exit(EXIT_UNKNOWN)
 
@@ -189,7 +196,7 @@ def connected(
 
         def run(**given: Any) -> None:
             shared = {name: given.pop(name) for name in SHARED}
-            session = Session(**shared)
+            session = Session(**shared, keyed=bool(given.get("key")))
             # inspect lost the names' types; Typer has checked the values against them.
             asyncio.run(_await(function(session, **given)))  # type: ignore[call-arg]
 

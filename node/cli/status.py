@@ -97,7 +97,8 @@ def judge(found: Sequence[Health], digests: dict[str, str], digest_index: int) -
     """Put the members beside each other. digests: by member, at digest_index; who gave none is not compared."""
     views = [health.view for health in found if health.view is not None]
     end = max((view.last_index for view in views), default=0)
-    commit = max((view.commit_index for view in views), default=0)
+    # Not the commit index: entries of the log's own, after an election, are for nobody to apply.
+    applied = max((view.applied_index for view in views if view.role == "replica"), default=0)
     leader = _leader(views)
     agree = len(set(digests.values())) <= 1
     rows = []
@@ -108,7 +109,7 @@ def judge(found: Sequence[Health], digests: dict[str, str], digest_index: int) -
             rows.append(Row(name, False, "unreachable", health.member.url, health.error))
             continue
         witness = view.role == "witness"
-        lag = max(0, end - view.durable_index if witness else commit - view.applied_index)
+        lag = max(0, end - view.durable_index if witness else applied - view.applied_index)
         digest = digests.get(view.name, "")
         problem = _problem(view, lag, leader)
         if not problem and digest and not agree:

@@ -63,8 +63,8 @@ def test_a_day_at_the_terminal(user: User) -> None:
         user.does(f"account open {name}")
     user.does("deposit alice USD 10000")
     user.does("deposit bob AAPL 100 --key bobs-shares")
-    again = user.gets("deposit bob AAPL 100 --key bobs-shares", code=1)
-    assert again["error"] == "key_reused"  # sent at another time, so it is another command
+    assert user.gets("deposit bob AAPL 100 --key bobs-shares")["replay"]
+    assert user.gets("deposit bob AAPL 101 --key bobs-shares", code=1)["error"] == "key_reused"
 
     sold = user.gets("order place sell AAPL 50 --price 187.20 --account bob")
     assert (sold["status"], sold["leaves_qty"]) == ("new", "50")
