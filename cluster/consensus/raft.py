@@ -299,7 +299,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             case Vote(term):
                 self._on_vote(member, term)
             case TimeoutNow(term):
-                self._library_hears(member, {"type": "timeout_now", "term": term})
+                if self.barred is None:
+                    self._library_hears(member, {"type": "timeout_now", "term": term})
             case _:
                 self.counters["refused_kind"] += 1
 

@@ -77,6 +77,12 @@ class LmdbStorage:
 
     def load(self, *, tail_bytes_max: int) -> Loaded:
         """Check every record. Raises JournalRefused at the first that is damaged or missing, with its index."""
+        try:
+            return self._load(tail_bytes_max)
+        except lmdb.Error as error:
+            raise JournalRefused(f"{self._folder} is damaged: {error}") from error
+
+    def _load(self, tail_bytes_max: int) -> Loaded:
         tail: list[Entry] = []
         tail_bytes = dropped = 0
         first = last = 0

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 HEADER_BYTES = 4
 HANDSHAKE_SECONDS = 3.0
 CLOCK_SAMPLES = 8
+STOP_SECONDS = 0.02
+ACCEPT_PAUSE_SECONDS = 0.1
 
 
 class Receiver(Protocol):
@@ -231,7 +233,7 @@ class Links:
         self._limits = limits
         self._incarnation = random.SystemRandom().getrandbits(63)
         self._open: set[Connection] = set()
-        self._strangers = 0
+        self._strangers: set[socket.socket] = set()  # accepted, not yet through the handshake
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
         self._stopping = False
@@ -248,7 +250,7 @@ class Links:
             listener.close()
             raise
         self._socket = listener
-        self._spawn(self._accept_all(listener))
+        self._listen_again()
         self._spawn(self._watch())
         for name in self.peers:
             if self.member > name:
@@ -256,17 +258,20 @@ class Links:
 
     async def stop(self) -> None:
         self._stopping = True
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for accepted in self._strangers:
+            accepted.close()
         for connection in list(self._open):
             connection.abort()
         if self._socket is not None:
             self._socket.close()
-        # Aborted transports report their end in the loop's next rounds.
-        for _ in range(3):
-            await asyncio.sleep(0)
+        # Aborted transports, and handshakes that were cut short, close their sockets in the loop's next rounds.
+        await asyncio.sleep(STOP_SECONDS)
 
     def send(self, member: str, message: Message) -> bool:
         """False: no link, or so much is waiting that the link is given up; not sent."""
@@ -336,23 +341,31 @@ class Links:
             if not self._stopping:
                 self.receiver.link_down(peer.name)
 
-    async def _accept_all(self, listener: socket.socket) -> None:
+    def _listen_again(self) -> None:
+        # Not sock_accept: cancelled at the wrong moment, it loses the socket that it has just accepted.
+        if not self._stopping and self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket, self._accept, self._socket)
+
+    def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                # Out of descriptors, say. The listener stays.
-                self.counters["accept_failed"] += 1
-                log.warning("accept failed: %s", error)
-                await asyncio.sleep(0.1)
-                continue
-            if self._strangers >= self._limits.strangers_max:
-                self.counters["refused_crowd"] += 1
-                accepted.close()
-                continue
-            self._strangers += 1
-            self._spawn(self._welcome(accepted))
+        try:
+            accepted, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Out of descriptors, say. The listener stays.
+            self.counters["accept_failed"] += 1
+            log.warning("accept failed: %s", error)
+            loop.remove_reader(listener)
+            loop.call_later(ACCEPT_PAUSE_SECONDS, self._listen_again)
+            return
+        if len(self._strangers) >= self._limits.strangers_max:
+            self.counters["refused_crowd"] += 1
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        self._strangers.add(accepted)
+        self._spawn(self._welcome(accepted))
 
     async def _welcome(self, accepted: socket.socket) -> None:
         try:
@@ -365,8 +378,11 @@ class Links:
             self.counters["refused_handshake"] += 1
             log.warning("handshake refused: %s", error or "timeout")
             accepted.close()
+        except BaseException:
+            accepted.close()
+            raise
         finally:
-            self._strangers -= 1
+            self._strangers.discard(accepted)
 
     async def _keep_dialed(self, name: str) -> None:
         timing = self._timing
