@@ -416,11 +416,13 @@ class Model:
         if c.observed_at_us <= (present.observed_at_us if present else 0):
             raise No(Code.older_reference)
         self.references[c.symbol] = Reference(c.price_ticks, c.observed_at_us)
+        self.log.happened.append(("reference", c.symbol, c.price_ticks, c.observed_at_us))
         return Done()
 
     def activate_rules(self, c: ActivateRules) -> AnyResult:
         if c.version != 1:
             raise No(Code.unknown_rules)
+        self.log.happened.append(("rules", c.version))
         return Done()
 
     # ---- accounts and money
@@ -865,6 +867,7 @@ class Model:
             raise No(Code.sessions_limit)
         deadline = self.now + c.timeout_ms * 1_000
         self.sessions[c.account, c.session] = Session(c.timeout_ms, deadline)
+        self.log.happened.append(("session", c.account, c.session, True))
         return SessionOpened(deadline)
 
     def beat_session(self, c: BeatSession) -> AnyResult:
@@ -877,7 +880,9 @@ class Model:
         if (c.account, c.session) not in self.sessions:
             raise No(Code.session_not_found)
         del self.sessions[c.account, c.session]
-        return self.mass_cancel(Sweep(c.account, "", c.session, Reason.session_closed, self.orders_made))
+        answer = self.mass_cancel(Sweep(c.account, "", c.session, Reason.session_closed, self.orders_made))
+        self.log.happened.append(("session", c.account, c.session, False))
+        return answer
 
     def time_step(self, c: TimeStep) -> AnyResult:
         """Sessions whose time is over, then orders, then mass cancels."""
@@ -892,6 +897,7 @@ class Model:
                 self.close(order, Status.canceled, Reason.session_expired)
             if not self.of_session(*expired[0]):
                 del self.sessions[expired[0]]
+                self.log.happened.append(("session", *expired[0], False))
             left, count = left - len(orders), count + len(orders)
         while left > 0 and (late := self.late_orders()):
             reason = self.late(late[0])
@@ -943,13 +949,19 @@ class Model:
     # ---- replicas are compared
 
     def report_digest(self, c: ReportDigest) -> AnyResult:
+        repeated = (c.digest_index, c.member, c.digest) in self.reports
         self.reports = [r for r in self.reports if r[:2] != (c.digest_index, c.member)]
         self.reports.append((c.digest_index, c.member, c.digest))
         kept = sorted({index for index, _, _ in self.reports})[-64:]
         self.reports = [report for report in self.reports if report[0] in kept]
-        digests = [digest for index, _, digest in self.reports if index == c.digest_index]
-        if len(set(digests)) > 1 and not any(2 * digests.count(digest) > len(digests) for digest in digests):
-            self.stopped = True
+        told = {member: digest for index, member, digest in self.reports if index == c.digest_index}
+        digests = list(told.values())
+        if len(set(digests)) > 1 and not repeated:
+            agreed = [digest for digest in digests if 2 * digests.count(digest) > len(digests)]
+            self.stopped = self.stopped or not agreed
+            members = sorted(member for member, digest in told.items() if digest not in agreed)
+            self.log.happened.append(("disagreed", c.digest_index, tuple(members)))
+            self.met("digests disagree, " + ("with" if agreed else "without") + " a majority")
         return Done()
 
 

@@ -8,7 +8,17 @@ from typing import NoReturn
 
 from statemachine.codec import Envelope, decode_command, encode_batch
 from statemachine.commands import Command
-from statemachine.events import AnyEvent, OrderClosed, OrderOpened, OrderReduced, Traded
+from statemachine.events import (
+    AnyEvent,
+    DigestDisagreed,
+    OrderClosed,
+    OrderOpened,
+    OrderReduced,
+    ReferenceSet,
+    RulesActivated,
+    SessionChanged,
+    Traded,
+)
 from statemachine.machine import Machine
 from statemachine.memory import MemoryBacking
 from statemachine.records import Applied, OrderRecord
@@ -54,6 +64,14 @@ def happened(event: AnyEvent) -> tuple[object, ...] | None:
         case OrderClosed() as c:
             amounts = (c.filled_lots, c.leaves_lots, c.notional_units, c.fee_units)
             return ("closed", c.order_id, c.status, c.reason, *amounts, c.replaced_by)
+        case ReferenceSet() as s:
+            return ("reference", s.symbol, s.price_ticks, s.observed_at_us)
+        case SessionChanged() as h:
+            return ("session", h.account, h.session, h.open)
+        case RulesActivated() as a:
+            return ("rules", a.version)
+        case DigestDisagreed() as d:
+            return ("disagreed", d.digest_index, d.members)
         case _:
             return None
 

@@ -220,8 +220,8 @@ class Writer:
             price = 0
         lots = choose((1, 1, 1, 2, 2, 3, 5, 8), step[9])
         if budget or (odd and step[9] % 5 == 0):
-            lots = 0 if step[9] % 11 else 9
-        units = 1 + step[9] * 7 if budget or (odd and step[8] % 7 == 0) else 0
+            lots = 0 if budget or step[9] % 2 else 9
+        units = 1 + step[9] * choose((1, 2, 7), step[8]) if budget or (odd and step[8] % 7 == 0) else 0
         expires_at_us = 0
         if tif == TimeInForce.gtd or (odd and step[10] % 9 == 0):
             ahead = choose((1, SECOND_US, 2 * SECOND_US, 20 * SECOND_US, HOUR_US, 30 * HOUR_US), step[10])
@@ -302,10 +302,10 @@ class Writer:
             case 14:
                 return ActivateRules(choose((1, 99), step[4]))
             case _:
-                if step[4] < 200:
-                    return SetMode("", Mode.trading)
                 self.digests += 1
-                return ReportDigest(choose(("a", "b", "c"), step[5]), 1 + self.digests // 3, bytes(15) + step[6:7])
+                return ReportDigest(
+                    choose(("a", "b", "c"), step[5]), 1 + self.digests // 3, bytes(15) + bytes([step[6] // 180])
+                )
 
     def limits(self, step: bytes) -> Limits:
         return Limits(
