@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, cast
 
 from statemachine import codec, commands
@@ -277,19 +278,20 @@ class Machine:
         )
 
     def _evict(self) -> None:
-        """Forget accounts that the store has and nothing points at, those that came first."""
+        """Forget accounts that the store has and nothing points at, those first that were looked at longest ago.
+
+        Looks at a bounded number; what must stay goes to the end, so that the next call looks at others.
+        """
         accounts = self._state.accounts
         excess = len(accounts) - self._accounts_cached
         if excess <= 0:
             return
-        for name in list(accounts):
-            account = accounts[name]
-            if account.is_pinned():
-                continue
-            del accounts[name]
-            excess -= 1
-            if excess <= 0:
-                return
+        for name in list(islice(accounts, 2 * excess + 1_000)):
+            account = accounts.pop(name)
+            if excess <= 0 or account.is_pinned():
+                accounts[name] = account
+            else:
+                excess -= 1
 
     # ---- reading, between batches ----
 

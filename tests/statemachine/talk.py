@@ -66,12 +66,13 @@ HIDDEN = {"at_us", "limits", "calendar", "base", "quote", "price_scale", "quanti
 
 
 class Talk:
-    """One conversation. restarting: rebuild the machine from its store after every command."""
+    """One conversation. restarting: rebuild the machine from its store after every line."""
 
     def __init__(self, *, restarting: bool = False) -> None:
         self.backing = MemoryBacking()
         self.machine = Machine(self.backing)
         self.restarting = restarting
+        self.repeating = False
         self.stamp_us = START_US
         self.keys = 0
         self.show_events = False
@@ -88,8 +89,9 @@ class Talk:
             return []
         if verb == "repeat":
             shown: list[str] = []
-            for count in range(1, int(words[1]) + 1):
-                shown = self.say(" ".join(words[2:]).replace("#", str(count)))
+            for left in reversed(range(int(words[1]))):
+                self.repeating = left > 0
+                shown = self.say(" ".join(words[2:]).replace("#", str(int(words[1]) - left)))
             return shown
         if verb in VERBS:
             return self.send(verb, words[1:])
@@ -110,7 +112,7 @@ class Talk:
     def apply(self, envelopes: list[Envelope]) -> list[str]:
         applied = self.machine.apply(self.machine.applied_index + 1, encode_batch(self.stamp_us, envelopes))
         self.backing.write(applied)
-        if self.restarting:
+        if self.restarting and not self.repeating:
             self.backing.store(self.machine.collect())
             self.machine = Machine(self.backing, self.backing.state())
         shown = [render(result) for result in applied.results]
