@@ -393,7 +393,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _replicate(self, *, speak: bool) -> None:
         """Send each connected follower what it lacks. speak: at least one message to each, come what may."""
         commit_index = self.commit_index
-        for node in self._SyncObj__connectedNodes:
+        # A copy: a link that is given up while we send to it leaves the set.
+        for node in list(self._SyncObj__connectedNodes):
             progress = self._progress[node.id]
             silent = True
             if progress.probing:

@@ -280,6 +280,7 @@ class Links:
             return False
         if connection.buffered_bytes > self._limits.write_buffer_bytes_max:
             connection.refuse("overfull", f"{connection.buffered_bytes} bytes wait to be sent")
+            self.closed(connection)
             return False
         connection.write(message)
         return True
