@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import aiohttp
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cluster.wire import MemberView
 
@@ -28,11 +29,12 @@ class Member(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """What a member said of itself, or why it did not."""
+    """What a member said of itself, or why it did not. answers: its read path works now (/readyz)."""
 
     member: Member
     view: MemberView | None = None
     error: str = ""
+    answers: bool = False
 
 
 class Members:
@@ -88,7 +90,9 @@ class Members:
         self, session: aiohttp.ClientSession, headers: dict[str, str], params: dict[str, str]
     ) -> list[Health]:
         """The status of every member, witnesses too, in the order given. Raises nothing."""
-        return list(await asyncio.gather(*(_health(session, member, headers, params) for member in self.all)))
+        found = asyncio.gather(*(_health(session, member, headers, params) for member in self.all))
+        answering = asyncio.gather(*(_answers(session, member) for member in self.all))
+        return [replace(health, answers=yes) for health, yes in zip(await found, await answering, strict=True)]
 
 
 LEADS = 3
@@ -104,18 +108,25 @@ async def _probe(session: aiohttp.ClientSession, member: Member, headers: dict[s
         if view.state == "leader" and view.has_quorum:
             return member, LEADS
         return member, 2 if view.ready else 1
-    if found.error not in _NOT_FOR_US:
+    if found.error not in _STRANGERS.values():
         return member, 0
     # This principal may not read the status; whether the member is ready it may.
+    return member, 2 if await _answers(session, member) else 1
+
+
+async def _answers(session: aiohttp.ClientSession, member: Member) -> bool:
     try:
         timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_MS / 1000)
         async with session.get(f"{member.url}/readyz", timeout=timeout) as response:
-            return member, 2 if response.status == 200 else 1
+            return response.status == 200
     except (aiohttp.ClientError, TimeoutError, OSError):
-        return member, 0
+        return False
 
 
-_NOT_FOR_US = ("HTTP 401", "HTTP 403")
+_STRANGERS = {
+    401: "HTTP 401: it does not know this token; it may be of another cluster",
+    403: "HTTP 403: this token may not read the status",
+}
 _decode_member = msgspec.json.Decoder(MemberView).decode
 
 
@@ -127,7 +138,7 @@ async def _health(
         async with session.get(f"{member.url}/v1/status", headers=headers, params=params, timeout=timeout) as response:
             body = await response.read()
             if response.status != 200:
-                return Health(member, error=f"HTTP {response.status}")
+                return Health(member, error=_STRANGERS.get(response.status, f"HTTP {response.status}"))
             return Health(member, view=_decode_member(body))
     except TimeoutError:
         return Health(member, error=f"no answer within {PROBE_TIMEOUT_MS} ms")

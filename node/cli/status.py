@@ -111,7 +111,7 @@ def judge(found: Sequence[Health], digests: dict[str, str], digest_index: int) -
         witness = view.role == "witness"
         lag = max(0, end - view.durable_index if witness else applied - view.applied_index)
         digest = digests.get(view.name, "")
-        problem = _problem(view, lag, leader)
+        problem = _problem(view, lag, leader, answers=health.answers)
         if not problem and digest and not agree:
             problem = "digests differ"
         rows.append(Row(name, not problem, problem or "ok", health.member.url, "", lag, digest, view))
@@ -124,14 +124,14 @@ def _leader(views: Sequence[MemberView]) -> str:
     return max(leaders, key=lambda view: view.term).name if leaders else ""
 
 
-def _problem(view: MemberView, lag: int, leader: str) -> str:
+def _problem(view: MemberView, lag: int, leader: str, *, answers: bool) -> str:
     if view.writes_stopped:
         return "writes stopped"
     if not view.has_quorum:
         return "no quorum"
     if not leader:
         return "no leader"
-    if view.role == "replica" and not view.ready:
+    if not view.ready or not answers:
         return "not ready"
     if lag > LAG_MAX:
         return "lagging"

@@ -33,12 +33,12 @@ BASE = MemberView(
 )
 A = BASE
 B = replace(BASE, name="dc-b", site="dc-b", state="follower")
-T = replace(BASE, name="tiebreaker", site="tiebreaker", role="witness", state="follower", applied_index=0, ready=False)
+T = replace(BASE, name="tiebreaker", site="tiebreaker", role="witness", state="follower", applied_index=0)
 SAME = {"dc-a": "aa", "dc-b": "aa"}
 
 
 def health(view: MemberView) -> Health:
-    return Health(Member("http://x", view.name), view)
+    return Health(Member("http://x", view.name), view, answers=True)
 
 
 # members, digests, healthy, what the second one's health says
@@ -74,6 +74,12 @@ def test_a_silent_member_is_not_healthy() -> None:
     )
     assert not report.healthy
     assert report.members[2].health == "unreachable"
+
+
+def test_a_member_that_can_not_answer_a_read_is_not_ready() -> None:
+    # It says that it is ready, and knows leader and quorum; but its log does not get on.
+    report = judge([health(A), Health(Member("http://x", "dc-b"), B, answers=False), health(T)], SAME, 1)
+    assert [row.health for row in report.members] == ["ok", "not ready", "ok"]
 
 
 def test_lag_of_a_witness_is_that_of_its_log() -> None:
