@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 from msgspec import Struct
 from rich.console import Console
@@ -93,12 +92,12 @@ class Outcome(Struct):
 class Demo:
     """One run, step by step. Each step fills in its part of the outcome."""
 
-    def __init__(self, cluster: Running, outcome: Outcome, intents: Iterator[Intent], commands: int) -> None:
+    def __init__(self, cluster: Running, outcome: Outcome, intents: list[Intent]) -> None:
         self.cluster = cluster
         self.outcome = outcome
         self.market = Market(outcome.source.symbol)
         self._intents = intents
-        self._commands = commands
+        self._commands = len(intents)
 
     async def run(self) -> None:
         """Everything that needs members that run."""
@@ -111,7 +110,7 @@ class Demo:
             driver = Driver(
                 trader,
                 self.market,
-                self._intents,
+                iter(self._intents),
                 run="demo",
                 frames_under_way=FRAMES_UNDER_WAY,
             )

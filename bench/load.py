@@ -37,6 +37,10 @@ DRAIN_LOOKS = 500
 """How often, every 10 ms, the last answers are waited for."""
 
 
+class LoadError(Exception):
+    """The node turned the stream away or ended it."""
+
+
 class Spec(Struct):
     """What to send.
 
@@ -86,7 +90,14 @@ class Result(Struct):
 
 
 def intents_of(path: str, seed: int) -> Iterator[Intent]:
-    """The flow: a recording, or without a path the generator's."""
+    """The flow: a recording, or without a path the generator's. Halts are left out: they are an operator's business.
+
+    Raises LobsterError.
+    """
+    return (intent for intent in _all_intents(path, seed) if intent.act != Act.mode)
+
+
+def _all_intents(path: str, seed: int) -> Iterator[Intent]:
     if not path:
         return flow.intents(MadeUpMarket(seed).messages(), (), Flow(MAKERS, TAKERS))
     found = datasets.recording(Path(path))
@@ -154,11 +165,12 @@ class Load:
         for _ in range(under_way):
             await self._send(socket, size, time.perf_counter())
         while self._frames:
-            await self._receive(socket)
+            answered = await self._receive(socket)
             now = time.perf_counter()
             if now >= self._to:
                 return
-            await self._send(socket, size, now)
+            if answered:
+                await self._send(socket, size, now)
 
     async def _open_loop(self, sockets: list[aiohttp.ClientWebSocketResponse]) -> None:
         """One command per message, each due at its own time; latency counts from there, sent late or not."""
@@ -176,6 +188,8 @@ class Load:
             if self._frames:
                 await asyncio.sleep(0.01)
         for reader in readers:
+            if reader.done():
+                reader.result()
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
 
@@ -197,20 +211,29 @@ class Load:
         self._frames[self._number] = (due, taken)
         await socket.send_bytes(self._encode(Submit(self._number, commands, self.spec.timeout_ms)))
 
-    async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> bool:
+        """Take one message. True: it answered a frame."""
         message = await socket.receive()
+        if message.type is aiohttp.WSMsgType.TEXT:
+            said = msgspec.json.decode(message.data)
+            if said.get("error"):
+                raise LoadError(f"the node refuses the stream: {said}")
+            return False  # who we are, in words
         if message.type is not aiohttp.WSMsgType.BINARY:
-            raise SystemExit(f"the node ended the stream: {message.type.name} {socket.close_code} {message.data!r}")
+            raise LoadError(f"the node ended the stream: {message.type.name} {socket.close_code} {message.data!r}")
         try:
             answers = self._decode(message.data)
         except msgspec.ValidationError:
             said = msgspec.msgpack.decode(message.data)
-            self.errors[str(said.get("error", said))] += 1
+            if said.get("stream") != "error":
+                return False  # a heartbeat
+            self.errors[str(said.get("error"))] += 1
             frame = said.get("id")
             if isinstance(frame, int) and frame in self._frames:
                 for intent, _ in self._frames.pop(frame)[1]:
                     self._dispatcher.answered(intent, "")
-            return
+                return True
+            return False
         now = time.perf_counter()
         due, taken = self._frames.pop(answers.id)
         counts = self._counts(due, now)
@@ -227,6 +250,7 @@ class Load:
                 self.commands += 1
         if counts:
             self.latencies_ms.append((now - due) * 1e3)
+        return True
 
     def _counts(self, due: float, now: float) -> bool:
         """Whether an answer belongs to the measured time: by when it came, in an open loop by when it was due."""
@@ -248,7 +272,10 @@ def main() -> None:
     load = Load(spec)
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
-    result = uvloop.run(load.run())
+    try:
+        result = uvloop.run(load.run())
+    except (LoadError, aiohttp.ClientError, OSError) as error:
+        sys.exit(f"load generator: {error}")
     sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
 
 

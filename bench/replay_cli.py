@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from bench import datasets, flow, lobster
 from bench.driver import FRAME, FRAMES_UNDER_WAY, Driver
-from bench.flow import Act, Flow, Intent
+from bench.flow import Act, Flow
 from bench.lobster import LobsterError, Recording, Row
 from bench.market import MAKERS, TAKERS, Market
 from bench.replay import ExactReplay
@@ -166,12 +166,14 @@ async def send(found: Recording, limit: int | None, folder: ClusterFolder) -> Re
     async with client("custodian", "*") as custodian:
         if await _make(custodian, market.account_requests()):
             await _make(custodian, market.deposit_requests())
-    intents = flow.intents(lobster.read_messages(found.messages, limit), _rows(found, limit), Flow(MAKERS, TAKERS))
+    asked = flow.intents(lobster.read_messages(found.messages, limit), _rows(found, limit), Flow(MAKERS, TAKERS))
+    # A halt is an operator's business, and a trader's stream can't send it.
+    intents = (intent for intent in asked if intent.act != Act.mode)
     async with client("trader", *market.accounts) as trader:
         driver = Driver(
             trader,
             market,
-            _without_modes(intents),
+            intents,
             run=f"replay-{time.time_ns():x}",
             frame=FRAME,
             frames_under_way=FRAMES_UNDER_WAY,
@@ -195,11 +197,6 @@ async def send(found: Recording, limit: int | None, folder: ClusterFolder) -> Re
         unknown=len(driver.unknown),
         latency=spread(driver.latencies_ms),
     )
-
-
-def _without_modes(intents: Iterator[Intent]) -> Iterator[Intent]:
-    # A halt is an operator's business, and a trader's stream can't send it.
-    return (intent for intent in intents if intent.act != Act.mode)
 
 
 async def _make(client: Client, requests: list[AnyRequest]) -> bool:
