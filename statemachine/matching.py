@@ -88,6 +88,8 @@ def sweep(state: State, taker: Order) -> Reason:
             state.close(maker, FILLED, REASON_FILLED)
         else:
             state.mark(maker)
+            if budget_units:  # it took all the lots that it could pay
+                return BUDGET_SPENT
         if taker.leaves_lots == 0 and not budget_units:
             return REASON_FILLED
     return NO_REASON
