@@ -1,0 +1,134 @@
+"""`python -m node`: a bad config is refused with both values before anything starts; SIGTERM ends with 0."""
+
+import http.client
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.folder import ClusterFolder, create
+from cluster.topology import Member
+from node.config import (
+    LIMIT_BOUNDS,
+    RETENTION_BOUNDS,
+    TIMING_BOUNDS,
+    InvalidConfig,
+    NodeLimits,
+    NodeTiming,
+    Retention,
+    read_config,
+)
+from tests.node.test_cluster import base_port
+
+BAD = [
+    # edit of the member file: what, by what; words that the message must hold
+    (
+        "[limits]",
+        "[limits]\nqueue_max = 1000\ncancels_reserved = 2000",
+        ["2000", "1000", "cancels_reserved"],
+    ),
+    ("[limits]", "[limits]\npipeline = 0", ["limits.pipeline = 0", "between 1 and 64"]),
+    ("[limits]", "[limits]\npipeline = 1.5", ["pipeline"]),
+    ("[limits]", "[limits]\nfrobnicate = 1", ["frobnicate"]),
+    ("[limits]", "[limits]\ndisk_free_bytes_min = 10\ndisk_free_bytes_ok = 5", ["10", "5", "disk_free_bytes_min"]),
+    ("[timing]", "[timing]\ncommand_timeout_ms = 9000\ncommand_timeout_ms_max = 800", ["9000", "800"]),
+    ("[timing]", "[timing]\nflush_ms = -1", ["flush_ms = -1"]),
+    ("[retention]", "[retention]\nevents_days = -1", ["retention.events_days = -1"]),
+    ('name = "dc-a"', 'name = "dc-z"', ["dc-z"]),
+    ("../topology.toml", "../nowhere.toml", ["nowhere.toml", "No such file"]),
+    ("../certs/dc-a.key", "../certs/gone.key", ["tls.key", "gone.key"]),
+    ("../keys/session.key", "../keys/token.pub", ["session_key", "32 bytes"]),
+    ("[auth]", "[auth", ["dc-a.toml"]),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ClusterFolder:
+    create(tmp_path / "cluster", base_port=base_port())
+    return ClusterFolder(tmp_path / "cluster")
+
+
+@pytest.mark.parametrize(("what", "by", "words"), BAD)
+def test_a_bad_config_is_told_with_its_values(folder: ClusterFolder, what: str, by: str, words: list[str]) -> None:
+    path = folder.config("dc-a")
+    text = path.read_text("utf-8")
+    assert what in text
+    path.write_text(text.replace(what, by, 1), "utf-8")
+    with pytest.raises(InvalidConfig) as caught:
+        read_config(path)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_the_written_config_is_taken(folder: ClusterFolder) -> None:
+    for name in ("dc-a", "dc-b", "tiebreaker"):
+        config = read_config(folder.config(name))
+        assert config.name == name
+        assert config.is_witness == (name == "tiebreaker")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounds"), [(NodeTiming, TIMING_BOUNDS), (NodeLimits, LIMIT_BOUNDS), (Retention, RETENTION_BOUNDS)]
+)
+def test_every_setting_has_a_bound_and_its_default_is_inside(
+    kind: type[NodeTiming | NodeLimits | Retention], bounds: dict[str, tuple[int, int]]
+) -> None:
+    assert set(kind.__struct_fields__) == set(bounds)
+    for name, (low, high) in bounds.items():
+        assert low <= getattr(kind(), name) <= high
+
+
+@contextmanager
+def run(path: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "node", str(path)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate(timeout=10)
+
+
+def ask(member: Member, path: str) -> int:
+    connection = http.client.HTTPConnection(member.api_host, member.api_port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except ConnectionError:
+        return 0
+    finally:
+        connection.close()
+
+
+def test_a_topology_that_contradicts_itself_is_refused_at_start(folder: ClusterFolder) -> None:
+    text = folder.topology_path.read_text("utf-8")
+    ports = [line for line in text.splitlines() if line.startswith("peer_port")]
+    folder.topology_path.write_text(text.replace(ports[1], ports[0]), "utf-8")
+    with run(folder.config("dc-a")) as child:
+        _, said = child.communicate(timeout=20)
+    assert child.returncode == 2
+    assert ports[0].split()[-1] in said
+    assert "dc-a.peer_port and dc-b.peer_port" in said
+    assert "Traceback" not in said
+
+
+def test_sigterm_ends_a_member_with_0_even_without_a_quorum(folder: ClusterFolder) -> None:
+    path = folder.config("dc-a")
+    path.write_text(path.read_text("utf-8").replace("[timing]", "[timing]\ndrain_ms = 500"), "utf-8")
+    member = folder.topology().member("dc-a")
+    with run(path) as child:
+        deadline = time.monotonic() + 20
+        while ask(member, "/healthz") != 200:
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert ask(member, "/readyz") == 503
+        child.send_signal(signal.SIGTERM)
+        _, said = child.communicate(timeout=20)
+    assert child.returncode == 0, said
+    assert "Traceback" not in said
