@@ -132,6 +132,7 @@ class App:
             node.engine,
             node.submitter,
             on_fatal=lambda reason: self._on_fatal(EXIT_STORE_FAILED, reason),
+            on_disk_low=self._disk_low,
         )
         node.engine.on_committed = self._committed
         node.engine.on_role = node.submitter.role_changed
@@ -213,6 +214,9 @@ class App:
             self.node.submitter.received(member, kind, body)
         except ValueError as error:
             log.error("unreadable message", member=member, kind=kind, error=str(error)[:300])
+
+    def _disk_low(self, low: bool) -> None:
+        self.node.disk_low = low
 
     # ---- leave ----
 

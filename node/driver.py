@@ -32,6 +32,7 @@ class Driver:
     """Runs beside the clients' commands. Commands of its own are internal: lost ones are said again.
 
     on_fatal(reason): the store could not be written; must not return in production.
+    on_disk_low(low): writes are refused from now on, or taken again.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Driver:
         submitter: Submitter,
         *,
         on_fatal: Callable[[str], None],
+        on_disk_low: Callable[[bool], None] = lambda low: None,
         clock: Callable[[], int] = clock_us,
     ) -> None:
         self.config = config
@@ -55,6 +57,7 @@ class Driver:
         self._engine = engine
         self._submitter = submitter
         self._on_fatal = on_fatal
+        self._on_disk_low = on_disk_low
         self._clock = clock
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._tasks: list[asyncio.Task[None]] = []
@@ -201,6 +204,7 @@ class Driver:
         if not self.disk_low and (free < limits.disk_free_bytes_min or space.low):
             log.error("disk low: writes are refused", free_bytes=free, map_free_bytes=space.map_free_bytes)
             self.disk_low = True
+            self._on_disk_low(True)
             left = min(free, space.map_free_bytes)
             self._refuse(
                 DiskLow(
@@ -211,6 +215,7 @@ class Driver:
         elif self.disk_low and free >= limits.disk_free_bytes_ok and not space.low:
             log.info("disk has room again: writes are taken", free_bytes=free)
             self.disk_low = False
+            self._on_disk_low(False)
             self._refuse(None)
 
     def _refuse(self, error: NodeError | None) -> None:
