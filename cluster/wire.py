@@ -360,6 +360,8 @@ class OrderView(Struct, frozen=True, kw_only=True):
     replaces: str | None = None
     replaced_by: str | None = None
     replay: bool | UnsetType = UNSET
+    kept_priority: bool | UnsetType = UNSET
+    """Only in the answer to a replacement: it kept its place in the queue."""
 
 
 class BalanceView(Struct, frozen=True):

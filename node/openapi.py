@@ -120,6 +120,11 @@ _ACCOUNT_READS = (_TRADER, _CUSTODIAN, _AUDITOR)
 _WITHDRAWAL = Parameter("withdrawal_id", "Id of a pending withdrawal.", _ID, "path", True)
 _CLIENT_ID = Parameter("client_order_id", "The key that placed it.", _TEXT64, required=True)
 _ORDER_STATES = Parameter("status", "Which.", {"type": "string", "enum": ["open", "closed", "all"], "default": "open"})
+_DIGEST_AT = Parameter(
+    "digest_at",
+    "Give the digest after this entry, to compare replicas by; empty where it is no longer known.",
+    {"type": "integer", "minimum": 0},
+)
 _DEPTH = Parameter("depth", "Price levels per side.", {"type": "integer", "minimum": 1, "maximum": 1000})
 _ANY_ACCOUNT = Parameter("account", "Id of an account.", _TEXT64, "path", True)
 _ANY_KEY = Parameter("key", "The key of a command.", _TEXT64, "path", True)
@@ -165,7 +170,9 @@ TABLE: tuple[Operation, ...] = (
               roles=(_AUDITOR,), answer=FeedPage, parameters=(_AFTER, _FEED_LIMIT, _WAIT)),
     Operation(method="get", path="/v1/feed/snapshot", summary="Read the whole state at one index, page by page",
               roles=(_AUDITOR,), answer=SnapshotPage, parameters=(_SNAPSHOT_TOKEN, _FEED_LIMIT)),
-    Operation(method="get", path="/v1/status", summary="Show this member", answer=wire.MemberView),
+    Operation(
+        method="get", path="/v1/status", summary="Show this member", answer=wire.MemberView, parameters=(_DIGEST_AT,)
+    ),
     Operation(method="get", path="/healthz", summary="Whether the process answers", roles=()),
     Operation(method="get", path="/readyz", summary="Whether this node takes traffic; probes the read path", roles=()),
     Operation(method="get", path="/metrics", summary="Prometheus metrics", roles=()),

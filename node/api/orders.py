@@ -1,5 +1,6 @@
 """/v1/orders: place, read, replace and cancel."""
 
+import msgspec
 from aiohttp import web
 
 from cluster import wire
@@ -53,7 +54,8 @@ async def replace(request: web.Request) -> web.Response:
     order = node.catalogue.order(outcome.result.order_id)
     if order is None:
         return http.written(request, outcome, answer(prepared, outcome))
-    return http.written(request, outcome, _view(node, order))
+    view = msgspec.structs.replace(_view(node, order), kept_priority=outcome.result.kept_priority)
+    return http.written(request, outcome, view)
 
 
 async def cancel(request: web.Request) -> web.Response:

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from cluster import wire
 from cluster.consensus.engine import Role
+from node.api import http
 from node.context import NODE, Node
 from node.errors import NodeError, NotReady
 from node.metrics import CONTENT_TYPE
@@ -61,7 +62,19 @@ class ReadyProbe:
 
 
 async def status(request: web.Request) -> web.Response:
-    return web.Response(body=_encode(member_view(request.app[NODE])), content_type="application/json")
+    """This member as it sees itself; `?digest_at=` gives its digest after that entry, to compare replicas by."""
+    http.only(request, "digest_at")
+    node = request.app[NODE]
+    view = member_view(node)
+    given = request.query.get("digest_at")
+    if given is not None and not node.is_witness:
+        index = http.whole(given, "digest_at", 0, http.ID_MAX)
+        if index != view.digest_index:
+            digest = node.machine.digest_at(index)
+            view = msgspec.structs.replace(
+                view, digest=digest.hex() if digest is not None else "", digest_index=index if digest is not None else 0
+            )
+    return web.Response(body=_encode(view), content_type="application/json")
 
 
 def member_view(node: Node) -> wire.MemberView:

@@ -86,7 +86,7 @@ def test_a_day_at_the_terminal(user: User) -> None:
     assert {row["reason"] for row in rows} >= {"deposit", "trade", "fee"}
 
     smaller = user.gets(f"order replace {sold['id']} --qty 30 --account bob")
-    assert (smaller["replaces"], smaller["leaves_qty"]) == (sold["id"], "20")
+    assert (smaller["replaces"], smaller["leaves_qty"], smaller["kept_priority"]) == (sold["id"], "20", True)
     assert user.gets("order list --account bob")["orders"][0]["id"] == smaller["id"]
     user.does(f"order cancel {smaller['id']} --account bob")
     assert user.gets(f"order cancel {smaller['id']} --account bob", code=1)["error"] == "order_not_found"
@@ -119,7 +119,9 @@ def test_a_day_at_the_terminal(user: User) -> None:
     assert user.gets("status", code=1)["leader"] not in ("", leader)
     user.does(f"up {leader}")
     after = user.waits_for_health()
-    assert after["digest_index"] > 0
+    digests = {row["digest"] for row in after["members"] if row["view"]["role"] == "replica"}
+    assert len(digests) == 1
+    assert digests != {""}
     for kind in ("status", "book AAPL", "trades AAPL", "ledger alice", "order list --account alice --status all",
                  "account show alice", "instrument list", "instrument show AAPL", "asset list"):  # fmt: skip
         assert user.does(kind).out.strip(), kind
