@@ -1,0 +1,96 @@
+"""Trace context: what is taken over from a caller, what is ignored, and logs that a machine can read."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.tracing import configure_logging, enter, parse_traceparent, span
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize(
+    ("header", "sampled"),
+    [
+        (f"00-{TRACE}-{SPAN}-01", True),
+        (f"00-{TRACE}-{SPAN}-00", False),
+        (f"00-{TRACE}-{SPAN}-ff", True),
+        (f"cc-{TRACE}-{SPAN}-01-what-the-future-will-be-like", True),
+    ],
+)
+def test_a_callers_context_is_continued(header: str, sampled: bool) -> None:
+    context = enter(header)
+    assert (context.trace_id, context.parent_id, context.sampled) == (TRACE, SPAN, sampled)
+    assert context.span_id != SPAN
+    child = parse_traceparent(context.child().traceparent)
+    assert child is not None
+    assert (child.trace_id, child.sampled) == (TRACE, sampled)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "x",
+        f"00-{TRACE}-{SPAN}",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01\n",
+        "cc-" + "-" * 1_000,
+    ],
+)
+def test_what_the_standard_says_to_ignore_starts_a_new_trace(header: str) -> None:
+    assert parse_traceparent(header) is None
+    context = enter(header)
+    assert parse_traceparent(context.traceparent) is not None
+    assert context.parent_id == ""
+
+
+@given(st.text(max_size=80))
+def test_no_header_breaks_it(header: str) -> None:
+    assert len(enter(header).trace_id) == 32
+
+
+@pytest.fixture
+def logs() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configure_logging("info", member="dc-a", stream=stream)
+    yield stream
+    structlog.reset_defaults()
+    root.handlers[:], root.level = handlers, level
+
+
+def test_logs_are_one_json_object_a_line(logs: io.StringIO) -> None:
+    structlog.get_logger("x").info("hello", name="a\nb", size=3)
+    structlog.get_logger("x").debug("not said")
+    logging.getLogger("library").warning("careful %s", "now")
+    ours, theirs = map(json.loads, logs.getvalue().splitlines())
+    assert (ours["event"], ours["member"], ours["level"], ours["name"], ours["size"]) == (
+        "hello", "dc-a", "info", "a\nb", 3,
+    )  # fmt: skip
+    assert (theirs["event"], theirs["member"], theirs["level"], theirs["logger"]) == (
+        "careful now", "dc-a", "warning", "library",
+    )  # fmt: skip
+
+
+def test_sampled_spans_are_logged_with_their_parents(logs: io.StringIO) -> None:
+    with span("outer", enter(f"00-{TRACE}-{SPAN}-01"), commands=2) as outer:
+        with pytest.raises(OSError, match="gone"), span("inner", outer):
+            raise OSError("gone")
+        with span("unsampled", enter("")):
+            pass
+    inner, last = map(json.loads, logs.getvalue().splitlines())
+    assert (inner["name"], inner["error"], last["name"], last["commands"]) == ("inner", "OSError", "outer", 2)
+    assert inner["parent_id"] == last["span_id"]
+    assert {inner["trace_id"], last["trace_id"]} == {TRACE}
