@@ -39,6 +39,7 @@ from statemachine.store_sealing import Retention
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.node")
 
 EXIT_STORE_FAILED = 73
+EXIT_DIVERGED = 74
 FOR_EVER_DAYS = 1_000_000
 _GC_THRESHOLDS = (100_000, 50, 50)
 """Orders live long and hold no cycles; with Python's own thresholds collections take a tenth of the time."""
@@ -132,6 +133,7 @@ class App:
             node.engine,
             node.submitter,
             on_fatal=lambda reason: self._on_fatal(EXIT_STORE_FAILED, reason),
+            on_diverged=lambda reason: self._on_fatal(EXIT_DIVERGED, reason),
             on_disk_low=self._disk_low,
         )
         node.engine.on_committed = self._committed

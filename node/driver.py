@@ -14,6 +14,7 @@ from node.errors import DiskLow, NodeError, Overloaded
 from node.submit import Submitter
 from statemachine.codec import decode_batch, decode_command
 from statemachine.commands import ReportDigest, TimeStep
+from statemachine.events import DigestDisagreed
 from statemachine.machine import Machine
 from statemachine.records import Applied
 from statemachine.results import Stepped
@@ -32,6 +33,7 @@ class Driver:
     """Runs beside the clients' commands. Commands of its own are internal: lost ones are said again.
 
     on_fatal(reason): the store could not be written; must not return in production.
+    on_diverged(reason): this replica's state is wrong; must not return in production.
     on_disk_low(low): writes are refused from now on, or taken again.
     """
 
@@ -44,7 +46,8 @@ class Driver:
         submitter: Submitter,
         *,
         on_fatal: Callable[[str], None],
-        on_disk_low: Callable[[bool], None] = lambda low: None,
+        on_diverged: Callable[[str], None],
+        on_disk_low: Callable[[bool], None],
         clock: Callable[[], int] = clock_us,
     ) -> None:
         self.config = config
@@ -57,6 +60,7 @@ class Driver:
         self._engine = engine
         self._submitter = submitter
         self._on_fatal = on_fatal
+        self._on_diverged = on_diverged
         self._on_disk_low = on_disk_low
         self._clock = clock
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -66,7 +70,6 @@ class Driver:
         self._seal: Seal | None = None
         self._step_told_at = 0.0
         self._reported_index = 0
-        self._own_entries = 0
 
     def start(self) -> None:
         for work in (self._step_loop, self._digest_loop, self._flush_loop, self._seal_loop, self._disk_loop):
@@ -74,8 +77,9 @@ class Driver:
 
     async def stop(self) -> None:
         """End the loops and write what is pending."""
-        for task in self._tasks:
-            task.cancel()
+        async with self._flushing:  # a flush that was begun must be finished
+            for task in self._tasks:
+                task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.flush()
         self._disk.shutdown()
@@ -106,6 +110,9 @@ class Driver:
         for result in applied.results:
             if type(result) is Stepped:
                 self._step_told_at = 0.0
+        for event in applied.events:
+            if type(event) is DigestDisagreed:
+                self._disagreed(event)
         leader = self._engine.status().leader
         for envelope in decode_batch(payload).commands:
             if envelope.key:
@@ -116,6 +123,12 @@ class Driver:
                 digest = self._machine.digest_at(command.digest_index)
                 if digest is not None:
                     self._submitter.tell(ReportDigest(self.config.name, command.digest_index, digest))
+
+    def _disagreed(self, event: DigestDisagreed) -> None:
+        """Who differs from a majority leaves, with its state as evidence; without one, writes stop everywhere."""
+        log.critical("digests disagree", index=event.digest_index, members=event.members)
+        if self.config.name in event.members and not self._machine.writes_stopped:
+            self._on_diverged(f"the digest at index {event.digest_index} differs from the majority's")
 
     # ---- time ----
 

@@ -124,6 +124,25 @@ def test_replicas_that_disagree_stop_writing(tmp_path: Path) -> None:
     run(tmp_path, talk)
 
 
+def test_a_replica_that_differs_from_the_majority_leaves(tmp_path: Path) -> None:
+    async def main() -> None:
+        engine = SoloEngine()
+        ended: list[tuple[int, str]] = []
+        async with running(make_config(tmp_path, timing=FAST), engine) as caller:
+            await caller.list_market()
+            caller.app._on_fatal = lambda code, reason: ended.append((code, reason))
+            for odd in ("dc-c", "dc-a"):
+                index = caller.node.machine.applied_index
+                for member in sorted(("dc-a", "dc-b", "dc-c"), key=lambda name, odd=odd: name == odd):
+                    report = ReportDigest(member, index, bytes([member == odd]) * 32)
+                    engine.commit(encode_batch(1, [Envelope("", "", 0, encode_command(report))]))
+                assert bool(ended) == (odd == "dc-a")
+            assert ended[0][0] == 74
+            assert not caller.node.machine.writes_stopped
+
+    asyncio.run(main())
+
+
 def test_what_is_applied_gets_to_disk_and_frees_the_log(tmp_path: Path) -> None:
     async def talk(caller: Caller, engine: SoloEngine) -> None:
         await caller.list_market()
