@@ -100,7 +100,7 @@ def _measured(name: str, folder: Path, spec: load.Spec, figures: Callable[[load.
     began = time.monotonic()
     market = Market(SYMBOL)
     with running(folder / name, limits=LIMITS) as cluster:
-        result, used, found = uvloop.run(_load_leader(cluster, market, spec))
+        result, leader = uvloop.run(_load_leader(cluster, market, spec))
     notes = []
     if result.errors:
         notes.append(f"turned away: {result.errors}")
@@ -110,13 +110,16 @@ def _measured(name: str, folder: Path, spec: load.Spec, figures: Callable[[load.
         benchmark=name,
         figures=[
             *figures(result),
-            *(Figure(f"CPU of {member}", share * 100, "% of a core") for member, share in used.items()),
-            Figure("CPU of the load generator", 100 * result.cpu_s / spec.seconds, "% of a core"),
+            *(
+                Figure(f"CPU of {name}", 100 * spent / spec.seconds, "% of a core")
+                for name, spent in result.cpu_s.items()
+            ),
+            Figure("CPU of all for a command", sum(result.cpu_s.values()) / max(1, result.commands) * 1e6, "us"),
         ],
         settings={
             "members": len(cluster.members),
             "durable": True,
-            "connection": f"WebSocket to the leader ({found}), msgpack",
+            "connection": f"WebSocket to the leader ({leader}), msgpack",
             "frame": spec.frame if spec.mode == "pipelined" else 1,
             "under_way": spec.frames_under_way
             if spec.mode == "pipelined"
@@ -134,19 +137,18 @@ def _measured(name: str, folder: Path, spec: load.Spec, figures: Callable[[load.
     )
 
 
-async def _load_leader(cluster: Running, market: Market, spec: load.Spec) -> tuple[load.Result, dict[str, float], str]:
-    """The result, the cores that each member used meanwhile, and which one led."""
+async def _load_leader(cluster: Running, market: Market, spec: load.Spec) -> tuple[load.Result, str]:
+    """The result, and who led. Raises RunError."""
     await cluster.open_market(market)
     async with cluster.client("auditor", ("*",)) as auditor:
         leader = await _leader(cluster, auditor)
     spec.url = cluster.url(leader)
     spec.token = cluster.token("trader", market.accounts)
-    pids = {name: pid for name in cluster.launcher.members if (pid := cluster.launcher.running(name)) is not None}
+    spec.pids = {name: pid for name in cluster.launcher.members if (pid := cluster.launcher.running(name)) is not None}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.load", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     try:
-        before, at = {name: _cpu_s(pid) for name, pid in pids.items()}, time.monotonic()
         output, _ = await process.communicate(msgspec.json.encode(spec))
     finally:
         if process.returncode is None:
@@ -154,14 +156,7 @@ async def _load_leader(cluster: Running, market: Market, spec: load.Spec) -> tup
             await process.wait()
     if process.returncode != 0:
         raise RunError(f"the load generator ended with exit code {process.returncode}")
-    elapsed = time.monotonic() - at
-    used = {name: (_cpu_s(pid) - before[name]) / elapsed for name, pid in pids.items()}
-    return msgspec.json.decode(output, type=load.Result), used, leader
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+    return msgspec.json.decode(output, type=load.Result), leader
 
 
 async def _leader(cluster: Running, auditor: Client, *, timeout_s: float = KILL_TIMEOUT_S) -> str:
@@ -180,6 +175,7 @@ def kill(folder: Path, *, kills: int = 20, rate_per_s: int = 2_000, seed: int = 
     began = time.monotonic()
     market = Market(SYMBOL)
     with running(folder / "kill", limits=LIMITS) as cluster:
+        timing = cluster.folder.topology().timing
         figures, notes = uvloop.run(_kill(cluster, market, kills, rate_per_s, load.intents_of(path, seed), seed))
     return Report(
         benchmark="kill",
@@ -189,7 +185,8 @@ def kill(folder: Path, *, kills: int = 20, rate_per_s: int = 2_000, seed: int = 
             "rate_per_s": rate_per_s,
             "members": len(cluster.members),
             "flow": path or f"generator, seed {seed}",
-            "timing": "as shipped",
+            "heartbeat_ms": timing.heartbeat_ms,
+            "election_ms": f"{timing.election_ms_min} to {timing.election_ms_max}",
         },
         host=host.describe(folder),
         seconds=time.monotonic() - began,

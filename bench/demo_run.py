@@ -141,6 +141,7 @@ class Demo:
                 sending.cancel()
                 await asyncio.gather(showing, sending, return_exceptions=True)
             bar.update(task, completed=driver.answered, total=driver.answered)
+        step(f"{driver.answered:,} commands answered", driver.seconds)
         found.outage_ms = longest_gap_s(driver.answered_at, killed_at) * 1e3
         found.commands = driver.answered
         found.orders = driver.acts[Act.place] + driver.acts[Act.take]
@@ -165,10 +166,12 @@ class Demo:
 
     async def _check(self, driver: Driver, auditor: Client) -> None:
         found = self.outcome
+        began = time.monotonic()
         with progress_bar() as bar:
             task = bar.add_task("asking for every answer again, by its key", total=driver.answered)
             probe = self.market.request(Intent(Act.place, 0, 0, 1, 1, 1), "", "demo-probe", "")
             found.checked = await driver.check(probe, lambda count: bar.update(task, completed=count))
+        step("all answers asked for again, by their keys", time.monotonic() - began)
         trades = await auditor.trades(symbol=self.market.symbol, limit=1)
         found.fills = int(trades.items[0].id) if trades.items else 0
         found.digest_index, found.digests = await self._digests(auditor)
@@ -211,10 +214,12 @@ class Demo:
         """Stop the members and audit what each replica has on disk."""
         began = time.monotonic()
         self.cluster.launcher.stop()
+        step("members stopped", time.monotonic() - began)
+        began = time.monotonic()
         for name in self.cluster.replicas:
             inspected: Inspection = inspect_store(self.cluster.folder.data(name) / "store")
             self.outcome.audits[name] = inspected.findings
-        step("members stopped; what each has on disk audited", time.monotonic() - began)
+        step("what each has on disk audited", time.monotonic() - began)
 
 
 async def _show(bar: Progress, task: TaskID, driver: Driver, commands: int) -> None:

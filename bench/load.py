@@ -8,13 +8,14 @@ the answers tell. What it finds goes to stdout as one JSON document.
 import asyncio
 import contextlib
 import gc
-import resource
+import os
 import sys
 import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
 
 import aiohttp
@@ -30,7 +31,10 @@ from bench.market import MAKERS, TAKERS, Market
 from bench.stats import Spread, spread
 from cluster.wire import Answers, Submit
 
+GENERATOR = "the load generator"
 FRAME_BYTES_MAX = 16 * 1024 * 1024
+AHEAD_PER_S = {"pipelined": 30_000, "open": 10_000, "one": 500}
+"""How many intents are made before a run starts, for each of its seconds."""
 SLICE_S = 0.001
 """How often the open loop looks what is due."""
 DRAIN_LOOKS = 500
@@ -64,6 +68,8 @@ class Spec(Struct):
     seed: int = 1
     path: str = ""
     timeout_ms: int = 10_000
+    pids: dict[str, int] = {}
+    """Processes whose CPU time is taken over the measured time, by name."""
 
 
 class Result(Struct):
@@ -76,7 +82,8 @@ class Result(Struct):
     refused: dict[str, int]
     errors: dict[str, int]
     unanswered: int
-    cpu_s: float
+    cpu_s: dict[str, float]
+    """CPU time of each of Spec.pids, and of this generator, over the measured time."""
     late_max_ms: float
     """Open loop: the furthest that sending itself fell behind its schedule."""
 
@@ -111,13 +118,17 @@ class Load:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self._market = Market(spec.symbol)
-        self._dispatcher = Dispatcher(intents_of(spec.path, spec.seed))
+        flow_of = intents_of(spec.path, spec.seed)
+        # Making up the flow costs more than sending it, so most of it is made before the clock runs.
+        made = list(islice(flow_of, int(AHEAD_PER_S[spec.mode] * (spec.warmup_s + spec.seconds))))
+        self._dispatcher = Dispatcher(chain(made, flow_of))
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Answers).decode
         self._number = 0
         self._frames: dict[int, tuple[float, list[tuple[Intent, str]]]] = {}
         self._from = self._to = 0.0
-        self._cpu_from = self._cpu_to = 0.0
+        self._cpu_from: dict[str, float] = {}
+        self._cpu_to: dict[str, float] = {}
         self._late_max_s = 0.0
         self.commands = 0
         self.acts: Counter[str] = Counter()
@@ -142,10 +153,12 @@ class Load:
             ]
             self._from = time.perf_counter() + spec.warmup_s
             self._to = self._from + spec.seconds
+            watching = asyncio.create_task(self._watch_cpu())
             if spec.mode == "open":
                 await self._open_loop(sockets)
             else:
                 await asyncio.gather(*map(self._closed_loop, sockets))
+            await watching
         return Result(
             commands=self.commands,
             seconds=spec.seconds,
@@ -154,7 +167,7 @@ class Load:
             refused=dict(self.refused),
             errors=dict(self.errors),
             unanswered=len(self._frames),
-            cpu_s=round(self._cpu_to - self._cpu_from, 3),
+            cpu_s={name: round(self._cpu_to[name] - spent, 3) for name, spent in self._cpu_from.items()},
             late_max_ms=round(self._late_max_s * 1e3, 3),
         )
 
@@ -192,6 +205,13 @@ class Load:
                 reader.result()
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
+
+    async def _watch_cpu(self) -> None:
+        pids = {**self.spec.pids, GENERATOR: os.getpid()}
+        await asyncio.sleep(self._from - time.perf_counter())
+        self._cpu_from = {name: cpu_s(pid) for name, pid in pids.items()}
+        await asyncio.sleep(self._to - time.perf_counter())
+        self._cpu_to = {name: cpu_s(pid) for name, pid in pids.items()}
 
     async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:
@@ -254,17 +274,14 @@ class Load:
 
     def _counts(self, due: float, now: float) -> bool:
         """Whether an answer belongs to the measured time: by when it came, in an open loop by when it was due."""
-        if not self._cpu_from and now >= self._from:
-            self._cpu_from = _cpu_s()
-        if now <= self._to:
-            self._cpu_to = _cpu_s() if self._cpu_from else 0.0
         moment = due if self.spec.mode == "open" else now
         return self._from <= moment <= self._to
 
 
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def cpu_s(pid: int) -> float:
+    """CPU time that a process has used since it started."""
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
