@@ -46,6 +46,9 @@ class Members:
         self._replicas = [m for m in self.all if not m.witness]
         if not self._replicas:
             raise ValueError("a client needs the address of at least one full replica")
+        for member in self.all:
+            if not member.url.startswith(("http://", "https://")):
+                raise ValueError(f"{member.url!r} is no address; one is http://host:port or https://host:port")
         self._preferred = self._replicas[0]
         self._avoid_until: dict[str, float] = {}
         self._looked_at = -1e9
@@ -150,7 +153,8 @@ def describe(error: BaseException) -> str:
     """One line for people: what went wrong, without the library's wrapping."""
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno
-        why = os.strerror(number).lower() if number else str(error.os_error)
+        # A name that can't be resolved has a negative number, which is not the system's.
+        why = os.strerror(number).lower() if number and number > 0 else error.os_error.strerror or str(error.os_error)
         return f"can't connect to {error.host}:{error.port}: {why}"
     if isinstance(error, TimeoutError):
         return "no answer in time"

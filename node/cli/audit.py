@@ -1,5 +1,6 @@
 """`tiebreak inspect`: is what a stopped member has on disk whole, and do all balances add up?"""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -72,12 +73,15 @@ def show(found: Inspection) -> None:
             ("orders entered", str(found.orders_entered)),
         ]
     )
-    kinds = sorted({*found.counts, *found.bytes_on_disk, *found.bytes_per_order})
+    rows, size, per_order = (
+        _by_kind(figures) for figures in (found.counts, found.bytes_on_disk, found.bytes_per_order)
+    )
     print_table(
         ("kind", "rows", "bytes on disk", "bytes per order"),
         [
-            (kind, _number(found.counts.get(kind)), _number(found.bytes_on_disk.get(kind)), _per_order(found, kind))
-            for kind in kinds
+            (kind, _number(rows.get(kind)), _number(size.get(kind)), _number(per_order.get(kind), ",.1f"))
+            for kind in sorted({*rows, *size})
+            if rows.get(kind) or size.get(kind)
         ],
         right=("rows", "bytes on disk", "bytes per order"),
     )
@@ -89,10 +93,10 @@ def show(found: Inspection) -> None:
         out.print(f"  {finding}", markup=False)
 
 
-def _number(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
+def _by_kind(figures: Mapping[str, float]) -> dict[str, float]:
+    """Tables are named with underscores, counts in words."""
+    return {kind.replace("_", " "): value for kind, value in figures.items()}
 
 
-def _per_order(found: Inspection, kind: str) -> str:
-    value = found.bytes_per_order.get(kind)
-    return "" if value is None else f"{value:,.1f}"
+def _number(value: float | None, how: str = ",") -> str:
+    return "" if value is None else format(value, how)

@@ -76,6 +76,11 @@ class LazyGroup(TyperGroup):
 
     _listing = False
 
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        # Typer suggests from these when a name is misspelled; what runs comes from get_command.
+        self.commands = {name: TyperCommand(name) for name in COMMANDS}
+
     def list_commands(self, ctx: Any) -> list[str]:
         return [*COMMANDS, *sorted(name for name in _plugins() if name not in COMMANDS)]
 
@@ -159,6 +164,9 @@ def _explain(error: Exception) -> int:
         "Unavailable": EXIT_UNREACHABLE,
     }
     code = known.get(type(error).__name__)
+    if isinstance(error, OSError):
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return EXIT_REFUSED
     if code is None:
         complain(f"a bug in tiebreak: {type(error).__name__}: {error}", "set TIEBREAK_DEBUG=1 to see where")
         return EXIT_BUG

@@ -119,9 +119,12 @@ class Session:
                 )
                 for member in self.folder.topology().members
             ]
-        tls = ssl.create_default_context(cafile=str(self._ca)) if self._ca is not None else None
         token = self._token or self._mint(role, account)
-        return Client(members, token=token, timeout_ms=self._timeout_ms, tls=tls, stamp=not self._keyed)
+        try:
+            tls = ssl.create_default_context(cafile=str(self._ca)) if self._ca is not None else None
+            return Client(members, token=token, timeout_ms=self._timeout_ms, tls=tls, stamp=not self._keyed)
+        except (ValueError, ssl.SSLError) as error:
+            raise CliError(str(error)) from error
 
     def finish(self, outcome: Outcome, text: Callable[[Answer], str], *, looked_up: bool = False) -> None:
         """Print how a command ended; raises typer.Exit with its code unless it was done.

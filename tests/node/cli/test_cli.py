@@ -65,7 +65,32 @@ def test_every_command_has_help_with_an_example_and_json(leaf: tuple[str, ...], 
 
 
 def test_an_unknown_command_is_wrong_usage(capfd: Capture) -> None:
-    assert tiebreak(capfd, "no-such-command").code == 2
+    ran = tiebreak(capfd, "oder", "place")
+    assert ran.code == 2
+    assert "order" in ran.err
+
+
+# line, exit code, what the error says
+MISTAKES = [
+    ("book AAPL --url 127.0.0.1:1", 1, "http://host:port"),
+    ("book AAPL --url http://no-such-host.invalid:1 --timeout-ms 50", 4, "can't connect to no-such-host.invalid"),
+    ("cluster init /proc/nothing/here", 1, "No such file or directory"),
+    ("cluster init --shape 3+3", 2, "1+1+1"),
+    ("up nobody", 1, "there are dc-a, dc-b, tiebreaker"),
+    ("order place hold AAPL 1 --price 1", 2, "buy"),
+    ("order cancel-all", 2, "--account"),
+    ("instrument calendar AAPL --weekdays nine-to-five", 1, "09:30-16:00"),
+    ("instrument limits AAPL", 1, "nothing to change"),
+    ("node nobody", 1, "neither a file nor a member"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "says"), MISTAKES)
+def test_mistakes_are_told_with_the_way_out(folder: Path, capfd: Capture, line: str, code: int, says: str) -> None:
+    ran = tiebreak(capfd, *line.split())
+    assert ran.code == code, ran.err
+    assert says in " ".join(ran.err.split())
+    assert "Traceback" not in ran.err
 
 
 def test_init_refuses_to_overwrite(folder: Path, capfd: Capture) -> None:
