@@ -44,6 +44,8 @@ class Timing(Struct, frozen=True, forbid_unknown_fields=True):
         the two; a leader that hears no majority for election_ms_min steps down.
     witness_patience: a witness waits this many times longer, so that a replica campaigns first.
     link_silent_ms_max: a link that is silent for so long is closed and dialed anew.
+    disk_stall_ms: a leader whose disk takes longer for one sync steps down, and a member does not campaign.
+    clock_offset_ms_max: a member whose clock is further from the median of at least three may not lead.
     """
 
     heartbeat_ms: int = 50
@@ -54,6 +56,7 @@ class Timing(Struct, frozen=True, forbid_unknown_fields=True):
     link_silent_ms_max: int = 1000
     redial_ms_min: int = 50
     redial_ms_max: int = 500
+    disk_stall_ms: int = 2000
     clock_offset_ms_max: int = 500
 
 
@@ -65,6 +68,7 @@ WAN = Timing(
     ping_ms=500,
     link_silent_ms_max=3000,
     redial_ms_max=1000,
+    disk_stall_ms=5000,
 )
 
 
@@ -156,6 +160,7 @@ def check_timing(timing: Timing) -> Timing:
         ("heartbeat_ms", 3, "election_ms_min", "two lost heartbeats must not cause an election"),
         ("election_ms_min", 1, "election_ms_max", "members would campaign at the same moment"),
         ("election_ms_max", 1, "link_silent_ms_max", "links would be dropped before an election decides"),
+        ("election_ms_max", 1, "disk_stall_ms", "a sync that is merely slow must not cost leadership"),
         ("ping_ms", 3, "link_silent_ms_max", "two lost pings must not drop a link"),
         ("redial_ms_min", 1, "redial_ms_max", "redials need room for their jitter"),
     ):

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from cluster.consensus.library import LibraryJournal, monotonic
+from cluster.consensus.library import NO_OP, LibraryJournal, monotonic
 
 # (command, index, term): the library's order.
 Entry = tuple[bytes, int, int]
@@ -40,11 +40,18 @@ class TrimTo(Struct, frozen=True, gc=False):
     index: int
 
 
+class StartAfter(Struct, frozen=True, gc=False):
+    """Delete every entry; the log goes on after `index`, whose content this member does not need."""
+
+    index: int
+    term: int
+
+
 class Committed(Struct, frozen=True, gc=False):
     index: int
 
 
-Change = Put | CutFrom | TrimTo | Vote | Committed
+Change = Put | CutFrom | TrimTo | StartAfter | Vote | Committed
 
 
 class Loaded(Struct, frozen=True):
@@ -270,6 +277,14 @@ class Journal(LibraryJournal):  # type: ignore[misc]
     def trim_to(self, index: int) -> None:
         """Let entries below `index` go, a few with each group. The caller knows that nobody needs them."""
         self._trim_index = max(self._trim_index, min(index, self.durable_index, self._commit_index))
+
+    def rebase(self, index: int, term: int) -> None:
+        """Start anew after `index`, which every full replica has stored. For a witness that lags too far."""
+        self._first_entry = (NO_OP, index, term)
+        self._tail, self._tail_bytes = [self._first_entry], len(NO_OP)
+        self.first_index = self.last_index = self._trim_index = index
+        self.durable_index = self._cut_index = 0
+        self._pending.append(StartAfter(index, term))
 
     # -- to disk ---------------------------------------------------------------------------------
 

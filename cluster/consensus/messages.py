@@ -114,8 +114,27 @@ class Application(Wire, frozen=True, tag=13):
     body: bytes
 
 
+class Rebase(Wire, frozen=True, tag=14):
+    """To a witness whose next entries are trimmed everywhere: every full replica has stored up to base_index."""
+
+    term: int
+    sequence: int
+    base_index: int
+    base_term: int
+
+
 Raft = (
-    Append | AppendReply | StaleTerm | PreVote | PreVoteReply | RequestVote | Vote | TimeoutNow | ReadAsk | ReadAnswer
+    Append
+    | AppendReply
+    | Rebase
+    | StaleTerm
+    | PreVote
+    | PreVoteReply
+    | RequestVote
+    | Vote
+    | TimeoutNow
+    | ReadAsk
+    | ReadAnswer
 )
 Message = Raft | Hello | Ping | Pong | Application
 

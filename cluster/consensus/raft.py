@@ -31,6 +31,7 @@ from cluster.consensus.messages import (
     PreVote,
     PreVoteReply,
     Raft,
+    Rebase,
     RequestVote,
     StaleTerm,
     TimeoutNow,
@@ -143,6 +144,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._progress: dict[str, Progress] = {}
         self._sequence = 0
         self._held: list[tuple[str, Raft]] = []
+        self._ticked_at = monotonic()
+        self._paused = 0.0
         self._leader_seen = NEVER
         self._followed: tuple[int, str] = (-1, "")
         self._echo = 0
@@ -286,6 +289,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         match message:
             case Append():
                 self._on_append(member, message)
+            case Rebase():
+                self._on_rebase(member, message)
             case AppendReply():
                 self._on_append_reply(member, message)
             case StaleTerm(term):
@@ -307,6 +312,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def tick(self) -> None:
         """One step: timers, commit, apply, replicate, answer reads, hand changes to the disk."""
         was_leader = self.is_leader
+        self._forgive_own_pause()
+        if was_leader and self._disk_stalls:
+            log.error("%s steps down: a sync takes %.1f s", self.member, self.journal.sync_age)
+            self.step_down()
         self.doTick(0)
         self._transfer_election = False
         if self.is_leader:
@@ -322,6 +331,28 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         elif was_leader or len(self.reads):
             self.reads.fail()
         self.journal.flush()
+
+    def _forgive_own_pause(self) -> None:
+        """While this process did not run, others could not be heard: their time stood still too.
+
+        Only for short pauses: after a long one another may lead. Pauses in a row count as one, so that a
+        member that is always late does not forgive itself for ever.
+        """
+        now = monotonic()
+        pause, self._ticked_at = now - self._ticked_at, now
+        timing = self.settings.timing
+        if pause * 1000 <= timing.heartbeat_ms:
+            self._paused = 0.0
+            return
+        self._paused += pause
+        if self._paused * 1000 <= timing.election_ms_max:
+            self._leader_seen += pause
+            for node in self._SyncObj__lastResponseTime:
+                self._SyncObj__lastResponseTime[node] += pause
+
+    @property
+    def _disk_stalls(self) -> bool:
+        return self.journal.sync_age * 1000 > self.settings.timing.disk_stall_ms
 
     def synced(self) -> None:
         """The journal became durable up to a newer point: what waited for that may leave now."""
@@ -412,7 +443,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _append_to(self, member: str, progress: Progress, *, empty: bool) -> bool:
         journal = self.journal
         if progress.next_index <= journal.first_index:
-            # Trimming never goes beyond what every member has, so this is a member that lost its disk.
+            if self.others[member] is MemberRole.witness:
+                return self._rebase_witness(member, progress)
+            # Trimming never goes beyond what every replica has stored: this one lost its disk.
             if not progress.stranded:
                 progress.stranded = True
                 log.critical(
@@ -437,6 +470,17 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if not self._send(member, message):
             return False
         progress.sent(previous + len(entries), sum(len(entry[0]) for entry in entries), self.commit_index)
+        return True
+
+    def _rebase_witness(self, member: str, progress: Progress) -> bool:
+        """A witness needs no entry that every replica has stored: its log may begin where this one does."""
+        base = self.journal.first_index
+        self._sequence += 1
+        if not self._send(member, Rebase(self.term, self._sequence, base, self.journal.term_at(base))):
+            return False
+        log.warning("%s lags behind the log; it starts anew after entry %d", member, base)
+        progress.next_index = base + 1
+        progress.sent(base, 0, self.commit_index)
         return True
 
     def _on_append_reply(self, member: str, reply: AppendReply) -> None:
@@ -474,11 +518,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return index if index > 1 else 0
 
     def _trim(self) -> None:
-        """Every full replica has the state up to the least stored index; a witness must have the entries."""
-        least = self.stored_index if self.role is MemberRole.replica else self.commit_index
-        for name, progress in self._progress.items():
-            held = progress.stored_index if self.others[name] is MemberRole.replica else progress.matched_index
-            least = min(least, held)
+        """Every full replica has the state up to the least stored index. A witness needs none of it."""
+        stored = [p.stored_index for name, p in self._progress.items() if self.others[name] is MemberRole.replica]
+        if self.role is MemberRole.replica:
+            stored.append(self.stored_index)
+        least = min(stored)
         self._trim_index = max(self._trim_index, least - self.settings.trim_reserve)
         if self._trim_index > self.journal.first_index:
             self.journal.trim_to(self._trim_index)
@@ -506,19 +550,40 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     # -- the follower's side ---------------------------------------------------------------------
 
-    def _on_append(self, member: str, message: Append) -> None:
+    def _follow(self, member: str, message: Append | Rebase) -> bool:
+        """Take in whose message it is. False: of an older term."""
         if message.term < self.term:
             self._send(member, StaleTerm(self.term))
-            return
+            return False
         if message.term == self.term and self.is_leader:
             raise BrokenInvariant(f"{member} and {self.member} both lead term {self.term}")
-        now = monotonic()
-        self._leader_seen = now
+        self._leader_seen = monotonic()
         self._campaign_at_once = False
         if self._followed != (message.term, member):
             self._followed = (message.term, member)
             self._echo = self._verified_index = self._acked_index = 0
         self._echo = max(self._echo, message.sequence)
+        return True
+
+    def _on_rebase(self, member: str, message: Rebase) -> None:
+        if self.role is not MemberRole.witness:
+            self.counters["refused_rebase"] += 1
+            return
+        if not self._follow(member, message):
+            return
+        base, journal = message.base_index, self.journal
+        self._library_hears(member, {"type": "append_entries", "term": message.term, "commit_index": self.commit_index})
+        holds = journal.first_index <= base <= journal.last_index and journal.term_at(base) == message.base_term
+        if base > self.commit_index and not holds:
+            journal.rebase(base, message.base_term)
+            self._SyncObj__raftCommitIndex = self._SyncObj__raftLastApplied = base
+            journal.setRaftCommitIndex(base)
+        self._verified_index = max(self._verified_index, base)
+        self._reply()
+
+    def _on_append(self, member: str, message: Append) -> None:
+        if not self._follow(member, message):
+            return
         head = {"type": "append_entries", "term": message.term}
         journal = self.journal
         previous, previous_term, entries = message.previous_index, message.previous_term, message.entries
@@ -555,7 +620,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._library_hears(member, head)
         self._trim_as_told(message.trim_index)
         # With new entries the answer comes after the sync; but a slow disk must not look like a dead member.
-        if same == len(entries) or now - self._replied_at > self.settings.timing.heartbeat_ms / 1000:
+        if same == len(entries) or self._leader_seen - self._replied_at > self.settings.timing.heartbeat_ms / 1000:
             self._reply()
 
     def _retry_index(self, previous: int) -> int:
@@ -622,7 +687,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if self._SyncObj__transferInProgress:
             self._transfer_election = True
             return True
-        if self.barred is not None and not self._campaign_at_once:
+        if self._disk_stalls or (self.barred is not None and not self._campaign_at_once):
             return False
         term = self.term + 1
         if self._pre_vote_term == term and len(self._pre_votes) + 1 >= self.quorum:

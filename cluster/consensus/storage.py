@@ -14,7 +14,19 @@ import lmdb
 import msgspec
 from msgspec import Struct
 
-from cluster.consensus.journal import Change, Committed, CutFrom, Entry, JournalRefused, Loaded, Put, TrimTo, Vote
+from cluster.consensus.journal import (
+    Change,
+    Committed,
+    CutFrom,
+    Entry,
+    JournalRefused,
+    Loaded,
+    Put,
+    StartAfter,
+    TrimTo,
+    Vote,
+)
+from cluster.consensus.library import NO_OP
 
 FORMAT_VERSION = 1
 LOCK_FILE = "owner.lock"
@@ -143,6 +155,10 @@ class LmdbStorage:
                         _delete_from(transaction.cursor(), _key.pack(index))
                     case TrimTo(index):
                         _delete_below(transaction.cursor(), _key.pack(index))
+                    case StartAfter(index, term):
+                        transaction.drop(self._log, delete=False)
+                        key = _key.pack(index)
+                        transaction.put(key, _head.pack(term, _sum(key, term, NO_OP)) + NO_OP)
                     case Vote():
                         transaction.put(b"vote", _sealed(msgspec.msgpack.encode(change)), db=self._meta)
                     case Committed(index):

@@ -11,7 +11,7 @@ from pysyncobj import SyncObj, SyncObjConf, syncobj
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-from cluster.consensus.journal import Change, Committed, CutFrom, Entry, Journal, Loaded, Put, TrimTo, Vote
+from cluster.consensus.journal import Change, Committed, CutFrom, Entry, Journal, Loaded, Put, StartAfter, TrimTo, Vote
 from cluster.consensus.messages import decode, encode
 from cluster.consensus.raft import RaftCore, RaftSettings
 from cluster.topology import MemberRole, Timing
@@ -119,6 +119,8 @@ class MemoryStorage:
                     disk.entries = [entry for entry in disk.entries if entry[1] < index]
                 case TrimTo(index):
                     disk.entries = [entry for entry in disk.entries if entry[1] >= index]
+                case StartAfter(index, term):
+                    disk.entries = [(b"\1", index, term)]
                 case Vote():
                     disk.vote = change
                 case Committed(index):

@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.consensus.clocks import ClockGuard
-from cluster.consensus.messages import Append, PreVote, PreVoteReply
+from cluster.consensus.messages import Append, PreVote, PreVoteReply, Rebase
 from cluster.consensus.raft import RaftSettings
 from tests.cluster.lab import TIMING, Clock, Lab
 
@@ -313,3 +313,95 @@ def test_a_new_leader_trims_only_after_it_heard_every_replica(clock: Clock) -> N
     lab.run(1.5)
     assert lab["b"].raft.is_leader
     assert lab["b"].journal.first_index == 1
+
+
+def test_a_witness_that_lags_too_far_starts_anew(clock: Clock) -> None:
+    lab = Lab(clock, "abw", witnesses="w")
+    lab.elect("a")
+    lab.propose("a", *[b"%d" % i for i in range(20)])
+    lab.run(0.2)
+    lab["w"].crash()
+    lab.propose("a", *[b"%d" % i for i in range(20, 100)])
+    lab.run(0.2)
+    for name in "ab":
+        lab[name].raft.stored_index = 90
+    lab.run(0.2)
+    # A witness that is away keeps nobody from trimming: it needs nothing that both replicas have stored.
+    assert lab["a"].journal.first_index == 90
+    lab["w"].start()
+    lab.connect("a", "w")
+    lab.connect("b", "w")
+    lab.run(0.3)
+    assert lab["w"].log == lab["a"].log
+    assert [entry[1] for entry in lab["w"].disk.entries] == list(range(90, lab["a"].journal.last_index + 1))
+    lab["w"].crash()
+    lab["w"].start()
+    lab.connect("a", "w")
+    lab.connect("b", "w")
+    lab["b"].crash()
+    lab.propose("a", b"with the witness")
+    lab.run(0.3)
+    assert lab["a"].payloads[-1] == b"with the witness"
+
+
+def test_a_replica_is_never_made_to_start_anew(clock: Clock) -> None:
+    lab = Lab(clock, "abw", witnesses="w")
+    lab.elect("a")
+    b = lab["b"]
+    before = b.log
+    b.raft.received("a", Rebase(b.raft.term, 10_000, 90, 1))
+    assert b.log == before
+    assert b.raft.counters["refused_rebase"] == 1
+
+
+def test_a_witness_does_not_drop_what_it_knows_to_be_committed(clock: Clock) -> None:
+    lab = Lab(clock, "abw", witnesses="w")
+    lab.elect("a")
+    lab.propose("a", *[b"%d" % i for i in range(20)])
+    lab.run(0.2)
+    w = lab["w"]
+    before = w.log
+    w.raft.received("a", Rebase(w.raft.term, 10_000, 10, w.journal.term_at(10)))
+    assert w.log == before
+
+
+# -- pauses and slow disks ------------------------------------------------------------------------
+
+
+def test_a_leader_whose_disk_stalls_steps_down_and_another_goes_on(clock: Clock) -> None:
+    lab = Lab(clock, "abc")
+    a = lab.elect("a")
+    a.auto_sync = False
+    lab.propose("a", b"x")
+    lab.run(1.9)
+    assert a.raft.is_leader
+    lab.run_until(lambda: any(lab[name].raft.is_leader for name in "bc"), within=2)
+    leader = lab.leader()
+    assert leader is not None
+    lab.propose(leader.name, b"y")
+    lab.run(2)
+    assert not a.raft.is_leader
+    assert leader.payloads == [b"x", b"y"]
+    a.auto_sync = True
+    lab.run(0.5)
+    assert a.payloads == [b"x", b"y"]
+
+
+@pytest.mark.parametrize(("pause", "still_leads"), [(0.5, True), (0.7, False)])
+def test_a_leader_forgives_its_own_short_pause(clock: Clock, pause: float, still_leads: bool) -> None:
+    lab = Lab(clock, "abc")
+    a = lab.elect("a")
+    clock.now += pause
+    a.raft.tick()
+    assert a.raft.is_leader == still_leads
+
+
+@pytest.mark.parametrize(("late", "ticks"), [(0.045, 8), (0.2, 8)])
+def test_a_leader_that_runs_but_hears_nobody_is_not_forgiven(clock: Clock, late: float, ticks: int) -> None:
+    lab = Lab(clock, "abc")
+    a = lab.elect("a")
+    lab.net.part("a", "bc")
+    for _ in range(ticks):
+        clock.now += late
+        a.raft.tick()
+    assert not a.raft.is_leader
