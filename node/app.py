@@ -15,6 +15,7 @@ from aiohttp import web
 
 from cluster.consensus.engine import ConsensusError, Engine, Role
 from cluster.topology import MemberRole
+from node import feed, openapi, stream
 from node.answers import Answers
 from node.api import accounts, commands, markets, orders, status
 from node.auth import Authenticator
@@ -168,8 +169,6 @@ class App:
         return app
 
     def _add_events(self, app: web.Application) -> None:
-        from node import feed, openapi, stream  # noqa: PLC0415
-
         views = EventViews(self.node.catalogue)
         stream.add_routes(app, self.node, views)
         feed.add_routes(app, self.node, views, self.node.catalogue)

@@ -2,31 +2,27 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from aiohttp import web
 
+from cluster.consensus.engine import Engine
+from node.answers import Answers
+from node.auth import Authenticator, Principal
+from node.catalogue import Catalogue
+from node.config import NodeConfig
+from node.door import Door
 from node.errors import NodeError
+from node.intake import Intake
+from node.metrics import Metrics
+from node.ratelimit import RateLimiter
+from node.reads import Reads
+from node.session_token import SessionTokens
+from node.submit import Submitter
+from statemachine.history import History
+from statemachine.machine import Machine
 from statemachine.records import Applied
-
-if TYPE_CHECKING:
-    from cluster.consensus.engine import Engine
-    from node.answers import Answers
-    from node.auth import Authenticator
-    from node.catalogue import Catalogue
-    from node.config import NodeConfig
-    from node.door import Door
-    from node.intake import Intake
-    from node.metrics import Metrics
-    from node.ratelimit import RateLimiter
-    from node.reads import Reads
-    from node.session_token import SessionTokens
-    from node.submit import Submitter
-    from statemachine.history import History
-    from statemachine.machine import Machine
-    from statemachine.store import Store
-
-from node.auth import Principal
+from statemachine.store import Store
 
 
 class Drains(Protocol):
@@ -44,21 +40,21 @@ class Node:
     raises AttributeError, and none of the handlers that do is routed there.
     """
 
-    config: "NodeConfig"
-    engine: "Engine"
-    machine: "Machine"
-    store: "Store"
-    history: "History"
-    catalogue: "Catalogue"
-    door: "Door"
-    intake: "Intake"
-    submitter: "Submitter"
-    answers: "Answers"
-    reads: "Reads"
-    authenticator: "Authenticator"
-    session_tokens: "SessionTokens"
-    limiter: "RateLimiter"
-    metrics: "Metrics"
+    config: NodeConfig
+    engine: Engine
+    machine: Machine
+    store: Store
+    history: History
+    catalogue: Catalogue
+    door: Door
+    intake: Intake
+    submitter: Submitter
+    answers: Answers
+    reads: Reads
+    authenticator: Authenticator
+    session_tokens: SessionTokens
+    limiter: RateLimiter
+    metrics: Metrics
 
     def __init__(self) -> None:
         self.ready = False
