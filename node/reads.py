@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 from cluster.consensus.engine import ConsensusError
@@ -34,6 +34,7 @@ class Reads:
         self._timing = timing
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._count = 0
+        self._left = 0
 
     @property
     def waiting(self) -> int:
@@ -75,10 +76,24 @@ class Reads:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._count += 1
         heappush(self._waiting, (index, self._count, future))
-        done, _ = await asyncio.wait((future,), timeout=timeout_s)
-        if not done:
-            future.cancel()
-        return bool(done)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            return False
+        finally:
+            if not future.done() or future.cancelled():
+                self._gave_up(future)
+        return True
+
+    def _gave_up(self, future: asyncio.Future[None]) -> None:
+        """Forget those who left, now and then, so that a replica that stands still does not collect them."""
+        future.cancel()
+        self._left += 1
+        if self._left * 2 > len(self._waiting):
+            self._waiting = [one for one in self._waiting if not one[2].done()]
+            heapify(self._waiting)
+            self._left = 0
 
     def applied(self, index: int) -> None:
         """An entry was applied here."""

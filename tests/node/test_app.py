@@ -1,0 +1,94 @@
+"""A member's life around its requests: the witness's few answers, leaving in order, the account of itself."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from cluster.consensus.engine import Role
+from tests.node.fakes import SoloEngine, make_config, running
+
+BUY = {"symbol": "ACME-USD", "side": "buy", "type": "limit", "qty": "10", "limit_price": "99.50"}
+
+
+def test_a_witness_tells_how_it_is_and_nothing_else(tmp_path: Path) -> None:
+    async def main() -> None:
+        engine = SoloEngine("tiebreaker", ("dc-a", "dc-b"))
+        async with running(make_config(tmp_path, name="tiebreaker"), engine) as caller:
+            view = await caller.ok("GET", "/v1/status", role="operator", accounts=("*",))
+            assert (view["name"], view["role"], view["digest"]) == ("tiebreaker", "witness", "")
+            assert (await caller.call("GET", "/healthz", key=""))[0] == 200
+            assert (await caller.call("GET", "/readyz", key=""))[0] == 200
+            for method, path in (
+                ("GET", "/v1/accounts/alice"),
+                ("POST", "/v1/orders"),
+                ("GET", "/v1/book/ACME-USD"),
+                ("GET", "/v1/stream"),
+                ("GET", "/v1/feed"),
+            ):
+                status, error, _ = await caller.call(method, path, BUY if method == "POST" else None)
+                assert (status, error["error"]) == (404, "not_found"), path
+            engine.changed(role=Role.candidate, leader=None, term=2)
+            await asyncio.sleep(0.25)
+            assert (await caller.call("GET", "/readyz", key=""))[0] == 503
+            async with caller.session.get(caller.url + "/metrics") as response:
+                assert b'role="witness"' in await response.read()
+
+    asyncio.run(main())
+
+
+def test_leaving_answers_what_is_under_way_and_turns_new_commands_away(tmp_path: Path) -> None:
+    async def main() -> None:
+        engine = SoloEngine()
+        async with running(make_config(tmp_path), engine) as caller:
+            await caller.list_market()
+            engine.hold = True
+            under_way = asyncio.create_task(caller.call("POST", "/v1/orders", BUY))
+            await asyncio.sleep(0.05)
+            stops: list[str] = []
+            stop, caller.app.stop = caller.app.stop, _record(stops)  # type: ignore[method-assign]
+            leaving = asyncio.create_task(caller.app.drain())
+            await asyncio.sleep(0.05)
+            assert (await caller.call("GET", "/readyz", key=""))[0] == 503
+            status, error, _ = await caller.call("POST", "/v1/orders", BUY)
+            assert (status, error["error"], error.get("definite", True)) == (503, "not_ready", True)
+            assert not leaving.done()
+            engine.release()
+            status, order, _ = await under_way
+            assert (status, order["status"]) == (200, "new")
+            await leaving
+            assert stops == ["stop"]
+            caller.app.stop = stop  # type: ignore[method-assign]
+
+    asyncio.run(main())
+
+
+def _record(stops: list[str]):  # type: ignore[no-untyped-def]
+    async def stop() -> None:
+        stops.append("stop")
+
+    return stop
+
+
+def test_the_status_is_of_now(tmp_path: Path) -> None:
+    async def main() -> None:
+        engine = SoloEngine()
+        async with running(make_config(tmp_path), engine) as caller:
+            await caller.list_market()
+            view = await caller.ok("GET", "/v1/status")
+            machine = caller.node.machine
+            assert (view["applied_index"], view["digest"]) == (machine.applied_index, machine.digest.hex())
+            assert (view["state"], view["leader"], view["ready"]) == ("leader", "dc-a", True)
+            assert {peer["name"] for peer in view["peers"]} == {"dc-b", "tiebreaker"}
+            assert view["disk_free_bytes"] > 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_probes_need_no_token(tmp_path: Path, path: str) -> None:
+    async def main() -> None:
+        async with running(make_config(tmp_path)) as caller, caller.session.get(caller.url + path) as response:
+            assert response.status == 200
+
+    asyncio.run(main())
