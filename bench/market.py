@@ -24,8 +24,10 @@ class Market:
 
     def __init__(self, symbol: str, *, makers: int = MAKERS, takers: int = TAKERS) -> None:
         self.symbol = symbol
-        self.makers = [f"maker-{number:02}" for number in range(makers)]
-        self.takers = [f"taker-{number:02}" for number in range(takers)]
+        # Each market has traders of its own, so that several can be replayed into one cluster.
+        prefix = "".join(letter if letter.isalnum() else "-" for letter in symbol.lower())
+        self.makers = [f"{prefix}-maker-{number:02}" for number in range(makers)]
+        self.takers = [f"{prefix}-taker-{number:02}" for number in range(takers)]
 
     @property
     def accounts(self) -> list[str]:
