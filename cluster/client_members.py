@@ -151,6 +151,12 @@ async def _health(
 
 def describe(error: BaseException) -> str:
     """One line for people: what went wrong, without the library's wrapping."""
+    if isinstance(error, aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError):
+        cause = (
+            error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error.os_error
+        )
+        why = getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or str(cause)
+        return f"no trusted TLS with {error.host}:{error.port}: {why}"
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno
         # A name that can't be resolved has a negative number, which is not the system's.

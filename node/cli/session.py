@@ -50,7 +50,13 @@ Timeout = Annotated[
 ]
 Authority = Annotated[
     Path | None,
-    typer.Option("--ca", metavar="FILE", help="Trust this authority for https addresses.", rich_help_panel=PANEL),
+    typer.Option(
+        "--ca",
+        envvar="TIEBREAK_CA",
+        metavar="FILE",
+        help="Trust this authority for https addresses.",
+        rich_help_panel=PANEL,
+    ),
 ]
 
 Account = Annotated[

@@ -69,9 +69,13 @@ async def show_status(
                 out.print(picture(report))
             if not report.healthy:
                 raise typer.Exit(EXIT_REFUSED)
-        elif session.as_json:
+        elif session.as_json or not out.is_terminal:
             while True:
-                typer.echo(msgspec.json.encode(await look(client)).decode())
+                report = await look(client)
+                if session.as_json:
+                    typer.echo(msgspec.json.encode(report).decode())
+                else:
+                    out.print(picture(report))
                 await asyncio.sleep(1)
         else:
             with Live(console=out, auto_refresh=False) as live:
