@@ -88,6 +88,7 @@ class State:
         "next_withdrawal_id",
         "now_us",
         "orders",
+        "reduced",
         "rounding",
         "rules_version",
         "sweeps",
@@ -133,6 +134,8 @@ class State:
         self.assets = {record.asset: record for record in stored.assets}
         self.instruments: dict[str, Instrument] = {}
         self.orders: dict[int, Order] = {}
+        self.reduced: dict[int, Order] = {}
+        """Open orders that were reduced in place: their id is newer than their place."""
         self.withdrawals: dict[int, WithdrawalRecord] = {}
         self.sweeps: dict[int, SweepRecord] = {}
         self.due_orders: list[tuple[int, int]] = []
@@ -354,6 +357,8 @@ class State:
             order.session.orders[order_id] = order
         if order.expires_at_us:
             heappush(self.due_orders, (order.expires_at_us, order_id))
+        if order.priority != order_id:
+            self.reduced[order_id] = order
 
     def unregister(self, order: Order) -> None:
         """The reverse of register; the store forgets the order with the next collection."""
@@ -374,6 +379,8 @@ class State:
             self.due_stale += 1
             if self.due_stale > DUE_SLACK and self.due_stale * 2 > len(self.due_orders):
                 self.rebuild_due_orders()
+        if order.priority != order_id:
+            del self.reduced[order_id]
         if order.stored:
             self.closed_ids.append(order_id)
             order.stored = False

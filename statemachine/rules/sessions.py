@@ -36,7 +36,12 @@ def cancel_account_orders(state: State, command: CancelAccountOrders) -> AnyResu
             return refused(Code.instrument_halted)
 
     # ---- every refusal is above this line ----
-    return start_sweep(state, command.account, command.symbol, "", Reason.mass_cancel)
+    total = sum(
+        count
+        for symbol, count in account.open_counts.items()
+        if (not command.symbol or symbol == command.symbol) and state.instruments[symbol].mode is not HALTED
+    )
+    return start_sweep(state, command.account, command.symbol, "", Reason.mass_cancel, total)
 
 
 def cancel_instrument_orders(state: State, command: CancelInstrumentOrders) -> AnyResult:
@@ -47,43 +52,57 @@ def cancel_instrument_orders(state: State, command: CancelInstrumentOrders) -> A
         return refused(Code.instrument_halted)
 
     # ---- every refusal is above this line ----
-    return start_sweep(state, "", command.symbol, "", Reason.mass_cancel)
+    return start_sweep(state, "", command.symbol, "", Reason.mass_cancel, len(instrument.orders))
 
 
-def start_sweep(state: State, account: str, symbol: str, session: str, reason: Reason) -> CanceledMany:
-    """Cancel the first chunk now; what is left goes on with each time step."""
+def start_sweep(state: State, account: str, symbol: str, session: str, reason: Reason, total: int) -> CanceledMany:
+    """Cancel the first chunk of `total` orders now; what is left goes on with each time step."""
     # The id is free for the next sweep once this one is done.
     sweep_id = next(reversed(state.sweeps), 0) + 1
     sweep = SweepRecord(sweep_id, account, symbol, session, reason, state.next_order_id - 1)
-    count, remaining = run_sweep(state, sweep, CHUNK_ORDERS)
-    if remaining:
+    count = run_sweep(state, sweep, CHUNK_ORDERS)
+    if count < total:
         for other in state.sweeps.values():
             if (other.account, other.symbol, other.session) == (account, symbol, session):
                 sweep = SweepRecord(other.sweep_id, account, symbol, session, reason, sweep.order_id_max)
                 break
         state.sweeps[sweep.sweep_id] = sweep
         state.dirty_sweeps[sweep.sweep_id] = None
-    return CanceledMany(count, remaining)
+    return CanceledMany(count, total - count)
 
 
-def run_sweep(state: State, sweep: SweepRecord, chunk: int) -> tuple[int, int]:
-    """Cancel up to `chunk` orders of a sweep, by ascending id. Returns how many, and how many are left.
+def run_sweep(state: State, sweep: SweepRecord, chunk: int) -> int:
+    """Cancel up to `chunk` orders of a sweep, by ascending id; returns how many."""
+    orders = orders_of(state, sweep, chunk)
+    for order in orders:
+        state.close(order, CANCELED, sweep.reason)
+    return len(orders)
+
+
+def orders_of(state: State, sweep: SweepRecord, limit: int) -> list[Order]:
+    """The first `limit` open orders of a sweep, by ascending id. Looks at none that came after the sweep.
 
     Orders of halted instruments are passed over, save where a session ended: those die as by expiry.
     """
-    if sweep.account:
-        account = state.known_account(sweep.account)
-        candidates = list(account.orders.values())
-    else:
-        candidates = list(state.instruments[sweep.symbol].orders.values())
-    # An order that was reduced in place has a new id, but its priority says when it came.
-    found = [order for order in candidates if order.priority <= sweep.order_id_max and belongs(order, sweep)]
-    for order in found[:chunk]:
-        state.close(order, CANCELED, sweep.reason)
-    return min(chunk, len(found)), max(0, len(found) - chunk)
+    scope = state.known_account(sweep.account) if sweep.account else state.instruments[sweep.symbol]
+    found: list[Order] = []
+    for order in scope.orders.values():
+        if order.order_id > sweep.order_id_max or len(found) == limit:
+            break
+        if belongs(order, sweep):
+            found.append(order)
+    # An order that was reduced in place has a new id since, but its priority says when it came.
+    for order in state.reduced.values():
+        if len(found) == limit:
+            break
+        if order.priority <= sweep.order_id_max < order.order_id and belongs(order, sweep):
+            found.append(order)
+    return found
 
 
 def belongs(order: Order, sweep: SweepRecord) -> bool:
+    if sweep.account and order.account.account != sweep.account:
+        return False
     if sweep.session:
         return order.session_id == sweep.session
     return order.instrument.mode is not HALTED and (not sweep.symbol or order.instrument.symbol == sweep.symbol)
@@ -138,7 +157,8 @@ def close_session(state: State, command: CloseSession) -> AnyResult:
 
     # ---- every refusal is above this line ----
     session.end()
-    result = start_sweep(state, command.account, "", command.session, Reason.session_closed)
+    total = len(session.orders)
+    result = start_sweep(state, command.account, "", command.session, Reason.session_closed, total)
     remove_session(state, account, session)
     return result
 

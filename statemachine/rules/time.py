@@ -5,7 +5,7 @@ from collections import Counter
 from statemachine.commands import ReportDigest, TimeStep
 from statemachine.events import DigestDisagreed
 from statemachine.results import AnyResult, Done, Stepped
-from statemachine.rules.sessions import expire_session, run_sweep
+from statemachine.rules.sessions import expire_session, orders_of, run_sweep
 from statemachine.state import State
 from statemachine.types import CHUNK_ORDERS, CHUNK_SESSIONS, DIGEST_REPORTS_MAX
 
@@ -43,10 +43,10 @@ def time_step(state: State, command: TimeStep) -> AnyResult:
     for sweep in list(state.sweeps.values()):
         if chunk <= 0:
             break
-        closed, remaining = run_sweep(state, sweep, chunk)
+        closed = run_sweep(state, sweep, chunk)
         count += closed
         chunk -= closed
-        if remaining == 0:
+        if not orders_of(state, sweep, 1):
             del state.sweeps[sweep.sweep_id]
             state.dirty_sweeps[sweep.sweep_id] = None
     due_us = due_at_us(state)
