@@ -23,7 +23,7 @@ from bench.replay import ExactReplay
 from bench.stats import Spread, spread
 from cluster.client import Client, ClientError, Done, Refused, members_of
 from cluster.client_stream import StreamRefused
-from cluster.folder import ClusterFolder
+from cluster.folder import ClusterFolder, FolderError
 from cluster.wire import AnyRequest
 from node.auth import issue_token
 
@@ -89,7 +89,7 @@ def replay_lobster(
     try:
         found = datasets.recording(where)
         replayed = compare(found, limit) if cluster is None else uvloop.run(send(found, limit, ClusterFolder(cluster)))
-    except LobsterError as error:
+    except (LobsterError, FolderError) as error:
         talk.print(f"[bold red]error:[/] {error}")
         raise typer.Exit(1) from None
     except (ClientError, StreamRefused) as error:
@@ -153,7 +153,8 @@ def _rows(found: Recording, limit: int | None) -> Iterator[Row]:
 
 
 async def send(found: Recording, limit: int | None, folder: ClusterFolder) -> Replayed:
-    """Through the API of a running cluster. Raises LobsterError, ClientError, StreamRefused."""
+    """Through the API of a running cluster. Raises LobsterError, FolderError, ClientError, StreamRefused."""
+    folder.topology()  # before anything is read from it: says what is wrong with it
     market = Market(found.messages.symbol)
     key = folder.token_key.read_text("utf-8")
 

@@ -1,13 +1,16 @@
 """`tiebreak bench` and `tiebreak replay`: what they print, what they refuse, and that targets decide the exit code."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from bench import cli, replay_cli
+from bench.generator import Market
 from bench.report import Figure, at_least, at_most, exactly, number
+from bench.running import running
 from tests.bench import files
 
 run = CliRunner().invoke
@@ -99,6 +102,26 @@ def test_replay_compares_book_and_named_orders(tmp_path: Path) -> None:
     assert (replayed["compared"], replayed["same_touch"]) == (10, 10)
     assert (replayed["certain_executions"], replayed["certain_hits"]) == (1, 1)
     assert replayed["fills"] == 1
+
+
+def test_replay_sends_a_recording_to_a_cluster(tmp_path: Path) -> None:
+    path = files.write_market(tmp_path, islice(Market(5).messages(), 600), 50)
+    with running(tmp_path / "cluster"):
+        arguments = ["lobster", str(path), "--cluster", str(tmp_path / "cluster"), "--json"]
+        first, second = (run(replay_cli.app, arguments) for _ in range(2))
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output
+    replayed = json.loads(first.stdout)
+    assert replayed["commands"] > 500
+    assert replayed["orders"] > 300
+    assert replayed["unknown"] == 0
+    assert set(replayed["refused"]) <= {"order_not_found"}
+    assert json.loads(second.stdout)["orders"] > 300  # the market was there already
+
+
+def test_replay_without_a_cluster_to_send_to(tmp_path: Path) -> None:
+    result = run(replay_cli.app, ["lobster", str(files.plain(tmp_path)), "--cluster", str(tmp_path / "absent")])
+    assert result.exit_code == 1
+    assert "no cluster in" in " ".join(result.output.split())
 
 
 def test_replay_names_file_and_line_of_what_is_bad(tmp_path: Path) -> None:
