@@ -61,8 +61,8 @@ def smallest(shape: Shape, steps: list[bytes]) -> list[bytes]:
     return steps
 
 
-def explore(first: int, count: int) -> Counter[str]:
-    """Run the examples of `count` seeds; returns what came about in them. Raises the smallest failure found."""
+def explore(first: int, count: int, *, shrink: bool = True) -> Counter[str]:
+    """Run the examples of `count` seeds; returns what came about in them. Raises the first failure, made small."""
     seen: Counter[str] = Counter()
     with shrunk():
         for seed in range(first, first + count):
@@ -71,7 +71,7 @@ def explore(first: int, count: int) -> Counter[str]:
                 seen.update(run(shape, steps).seen)
             except Exception as error:
                 error.add_note(f"seed {seed}")
-                shorter = fails(shape, smallest(shape, steps)) or error
+                shorter = (fails(shape, smallest(shape, steps)) if shrink else None) or error
                 shorter.add_note(f"repeat: python -m tests.statemachine.model.explore --first {seed} --count 1")
                 raise shorter from None
     return seen
@@ -81,8 +81,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=0, help="seed to begin with")
     parser.add_argument("--count", type=int, default=1_000, help="how many seeds")
+    parser.add_argument("--whole", action="store_true", help="do not make a failure small")
     arguments = parser.parse_args()
-    seen = explore(arguments.first, arguments.count)
+    seen = explore(arguments.first, arguments.count, shrink=not arguments.whole)
     for what, count in sorted(seen.items()):
         print(f"{count:8} {what}")
     return 0
