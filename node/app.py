@@ -11,9 +11,13 @@ from hashlib import blake2b
 from typing import Any
 
 import structlog
+import uvloop
 from aiohttp import web
 
 from cluster.consensus.engine import ConsensusError, Engine, Role
+from cluster.consensus.hardened import HardenedEngine
+from cluster.consensus.journal import JournalRefused
+from cluster.consensus.settings import EngineSettings, Limits
 from cluster.topology import MemberRole
 from node import feed, openapi, stream
 from node.answers import Answers
@@ -33,12 +37,16 @@ from node.ratelimit import RateLimiter, Rates
 from node.reads import Reads
 from node.session_token import SessionTokens
 from node.submit import Submitter
+from node.tracing import configure_logging
+from statemachine.codec import UnknownFormat
 from statemachine.machine import Machine
 from statemachine.store import Store
+from statemachine.store_files import StoreError
 from statemachine.store_sealing import Retention
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.node")
 
+EXIT_COULD_NOT_START = 1
 EXIT_STORE_FAILED = 73
 EXIT_DIVERGED = 74
 FOR_EVER_DAYS = 1_000_000
@@ -269,9 +277,6 @@ def _leave(exit_code: int, reason: str) -> None:
 
 def make_engine(config: NodeConfig) -> Engine:
     """The engine that runs: hardened PySyncObj over TLS."""
-    from cluster.consensus.hardened import HardenedEngine  # noqa: PLC0415
-    from cluster.consensus.settings import EngineSettings, Limits  # noqa: PLC0415
-
     return HardenedEngine(
         EngineSettings(
             topology=config.topology,
@@ -291,7 +296,11 @@ async def serve(config: NodeConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave.set)
-    await app.start()
+    try:
+        await app.start()
+    except (OSError, JournalRefused, StoreError, UnknownFormat) as error:
+        # Told by what happened, not where: whoever starts a member can do something about these.
+        _leave(EXIT_COULD_NOT_START, f"could not start: {type(error).__name__}: {error}")
     await leave.wait()
     await app.drain()
     return 0
@@ -299,9 +308,5 @@ async def serve(config: NodeConfig) -> int:
 
 def run_member(config: NodeConfig) -> int:
     """Run one member in this process, logs on stderr; returns its exit code."""
-    import uvloop  # noqa: PLC0415
-
-    from node.tracing import configure_logging  # noqa: PLC0415
-
     configure_logging(config.log_level, member=config.name)
     return uvloop.run(serve(config))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
+import structlog
 from msgspec import Struct
 
 from cluster import wire
@@ -21,10 +22,13 @@ from node.config import NodeLimits, NodeTiming
 from node.errors import DiskLow, InternalError, NodeError, NoLeader, NoQuorum, NotReady, OutcomeUnknown, Overloaded
 from node.market import Market
 from node.metrics import Metrics
+from node.tracing import parse_traceparent
 from statemachine.codec import Envelope, UnknownFormat, decode_batch, decode_command, encode_command
 from statemachine.commands import INTERNAL, Command
 from statemachine.records import Applied
 from statemachine.results import Repeat, Result
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.submit")
 
 FORWARD = "forward"
 REFUSED = "refused"
@@ -123,7 +127,9 @@ class Answers(Protocol):
 class _Frame:
     """Commands that are waited for together: one future and one timer for all of them."""
 
-    __slots__ = ("attempt", "future", "left", "number", "outcomes", "parked", "prepared", "resend_at", "timer", "trace")
+    __slots__ = (
+        "attempt", "began", "future", "left", "number", "outcomes", "parked", "prepared", "resend_at", "timer", "trace",
+    )  # fmt: skip
 
     def __init__(
         self, number: int, prepared: Sequence[Prepared], future: asyncio.Future[list[Outcome]], trace: str
@@ -134,6 +140,7 @@ class _Frame:
         self.left = len(prepared)
         self.future = future
         self.trace = trace
+        self.began = time.perf_counter()
         self.timer: asyncio.TimerHandle | None = None
         self.attempt = 0
         self.resend_at = 0.0
@@ -205,7 +212,7 @@ class Submitter:
     def set_refusal(self, error: NodeError | None) -> None:
         """From now on refuse what comes, here and from other members, or (None) take it again."""
         self.refusal = error
-        self.batcher.closed = error if isinstance(error, DiskLow) else None
+        self.batcher.closed = error if isinstance(error, DiskLow | Overloaded) else None
 
     # ---- what clients do ----
 
@@ -402,7 +409,21 @@ class Submitter:
         except (msgspec.MsgspecError, UnknownFormat) as error:
             raise ValueError(f"message {kind!r} of {member}: {error}") from error
 
+    def _log_span(self, name: str, traceparent: str, began: float, **fields: object) -> None:
+        """One span of a trace that its caller asked to be sampled; the others cost one comparison per frame."""
+        context = parse_traceparent(traceparent)
+        if context is not None:
+            log.info(
+                "span",
+                name=name,
+                trace_id=context.trace_id,
+                parent_id=context.span_id,
+                duration_us=int((time.perf_counter() - began) * 1e6),
+                **fields,
+            )
+
     def _take_in(self, member: str, forward: Forward) -> None:
+        began = time.perf_counter()
         positions: Sequence[int] = forward.positions or range(len(forward.commands))
         guests: list[Item] = []
         for position, envelope in zip(positions, forward.commands, strict=True):
@@ -418,6 +439,8 @@ class Submitter:
             self._refuse_guests(guests, self.batcher.closed.error)
         else:
             self._refuse_guests(self.batcher.put(guests), Overloaded.error)
+        if forward.traceparent[-2:] == "01":
+            self._log_span("take_in", forward.traceparent, began, commands=len(guests), of=member)
 
     def _refuse_guests(self, items: Sequence[Item], word: str) -> None:
         groups: dict[tuple[str, int, int], list[int]] = {}
@@ -508,7 +531,8 @@ class Submitter:
         """End a command that is no longer in the table of those that wait."""
         self._commands -= 1
         item.state = DROPPED
-        frame = item.frame
+        # The frame holds the item: without the way back both are freed at once, not by the next collection.
+        frame, item.frame = item.frame, None
         if frame is None or frame.outcomes[item.position] is not None:
             return
         frame.outcomes[item.position] = outcome
@@ -553,6 +577,8 @@ class Submitter:
         self._frames.pop(frame.number, None)
         if frame.timer is not None:
             frame.timer.cancel()
+        if frame.trace[-2:] == "01":
+            self._log_span("submit", frame.trace, frame.began, commands=len(frame.prepared))
         if not frame.future.done():
             frame.future.set_result([outcome for outcome in frame.outcomes if outcome is not None])
 

@@ -2,6 +2,7 @@
 
 import http.client
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,4 +132,17 @@ def test_sigterm_ends_a_member_with_0_even_without_a_quorum(folder: ClusterFolde
         child.send_signal(signal.SIGTERM)
         _, said = child.communicate(timeout=20)
     assert child.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_a_member_that_can_not_start_says_why_in_one_line(folder: ClusterFolder) -> None:
+    member = folder.topology().member("dc-a")
+    with socket.socket() as taken:
+        taken.bind((member.api_host, member.api_port))
+        taken.listen()
+        with run(folder.config("dc-a")) as child:
+            _, said = child.communicate(timeout=20)
+    assert child.returncode == 1
+    assert str(member.api_port) in said
+    assert "could not start" in said
     assert "Traceback" not in said
