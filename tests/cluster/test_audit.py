@@ -121,8 +121,24 @@ def test_refusals_of_what_was_sent_before_going_back_do_not_count() -> None:
     for sequence in (11, 12, 13, 14):
         progress.refused(90, sequence=sequence, newest_sequence=14)
     assert progress.next_index == 3
+    progress.sent(49, 100, commit_index=1)
+    progress.refused(20, sequence=14, newest_sequence=15)
+    assert progress.next_index == 50
     progress.refused(2, sequence=15, newest_sequence=15)
     assert progress.next_index == 2
+
+
+def test_a_whole_conflicting_term_is_skipped_in_one_round_trip(clock: Clock) -> None:
+    lab = Lab(clock, "abc")
+    a = lab["a"]
+    a.raft.received("b", Append(1, 1, 1, 0, 1, 0, [(1, b"\0")] * 300))
+    a.raft.tick()
+    a.committer.sync()
+    lab.net.drop("a", "c")
+    a.raft.received("c", Append(3, 1, 200, 2, 1, 0, []))
+    a.raft.tick()
+    a.committer.sync()
+    assert lab.net.queued("a", "c") == [AppendReply(3, 1, 0, 2, 0)]
 
 
 # -- F4: apply happens once, and an error in it stops the process ---------------------------------
@@ -159,14 +175,50 @@ def test_an_error_in_apply_is_not_repeated_and_stops_the_member(clock: Clock) ->
 # -- F5: durable before acknowledged --------------------------------------------------------------
 
 
+def _matched(lab: Lab, source: str, target: str) -> list[int]:
+    return [m.matched_index for m in lab.net.queued(source, target) if isinstance(m, AppendReply)]
+
+
 def test_a_follower_acknowledges_only_after_its_sync(clock: Clock) -> None:
     lab = Lab(clock, "abc")
     b = lab["b"]
-    b.raft.received("a", Append(1, 1, 1, 0, 1, 0, [(1, b"\0one")]))
+    b.raft.received("a", Append(1, 1, 1, 0, 1, 0, []))
     b.raft.tick()
-    assert [m for m in lab.net.queued("b", "a") if isinstance(m, AppendReply) and m.matched_index > 1] == []
     b.committer.sync()
-    assert lab.net.queued("b", "a")[-1] == AppendReply(1, 1, 2, 0, 0)
+    b.raft.received("a", Append(1, 2, 1, 0, 1, 0, [(1, b"\0one")]))
+    b.raft.tick()
+    clock.now += 0.2
+    # A slow disk must not look like a dead member: it answers, but with what it has on disk.
+    b.raft.received("a", Append(1, 3, 2, 1, 1, 0, []))
+    assert _matched(lab, "b", "a") == [0, 1, 1]
+    b.committer.sync()
+    assert _matched(lab, "b", "a") == [0, 1, 1, 2]
+    assert lab.net.queued("b", "a")[-1].sequence == 3
+
+
+def test_a_follower_applies_only_what_it_has_synced(clock: Clock) -> None:
+    lab = Lab(clock, "abc")
+    b = lab["b"]
+    b.raft.received("a", Append(1, 1, 1, 0, 2, 0, [(1, b"\0one")]))
+    b.raft.tick()
+    b.raft.tick()
+    assert b.raft.commit_index == 2
+    assert b.payloads == []
+    b.committer.sync()
+    b.raft.tick()
+    assert b.payloads == [b"one"]
+
+
+def test_followers_are_told_of_a_commit_at_once(clock: Clock) -> None:
+    lab = Lab(clock, "abc")
+    a = lab.elect("a")
+    lab.run(0.1)
+    a.raft._SyncObj__newAppendEntriesTime = clock.now + 10  # no heartbeat helps
+    lab.propose("a", b"x")
+    lab.step()
+    lab.step()
+    a.raft.tick()
+    assert lab.net.queued("a", "b")[-1].commit_index == a.journal.last_index
 
 
 def test_no_vote_leaves_before_it_is_on_disk(clock: Clock) -> None:
