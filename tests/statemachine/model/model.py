@@ -644,7 +644,8 @@ class Model:
                 return Reason.fill_limit
             if dead := self.dead(maker):
                 self.met(f"a taker meets a maker that is {dead.name}")
-                self.close(maker, Status.canceled if dead == Reason.session_expired else Status.expired, dead)
+                by_session = dead in (Reason.session_expired, Reason.session_closed)
+                self.close(maker, Status.canceled if by_session else Status.expired, dead)
             elif maker.ask.account == ask.account:
                 kind = "budget" if ask.budget_units else f"{ask.type.name} {ask.time_in_force.name}"
                 self.met(f"{kind} meets itself, {ask.self_trade.name}")
