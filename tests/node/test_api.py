@@ -95,6 +95,8 @@ def test_a_key_is_good_for_one_request(tmp_path: Path) -> None:
         assert (status, error["error"]) == (400, "key_required")
         status, error, _ = await caller.call("POST", "/v1/orders", {**BUY, "client_order_id": "a"}, key="b")
         assert (status, error["error"], error["field"]) == (422, "invalid_field", "client_order_id")
+        status, error, _ = await caller.call("POST", "/v1/orders", {**BUY, "key": "a"}, key="b")
+        assert (status, error["error"], error["field"]) == (422, "invalid_field", "key")
         named = await caller.ok("POST", "/v1/orders", {**BUY, "client_order_id": "mine"}, key="")
         found = await caller.ok("GET", "/v1/orders:by_client_order_id?client_order_id=mine")
         assert found["id"] == named["id"]

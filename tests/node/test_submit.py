@@ -147,6 +147,66 @@ def test_an_answer_never_belongs_to_another_command() -> None:
     run(talk)
 
 
+def test_another_body_or_time_under_the_same_key_is_another_command() -> None:
+    async def talk(bench: Bench) -> None:
+        bench.follow("dc-b")
+        mine = account(1, key="same")
+        body = encode_command(OpenAccount("account-1"))
+        for stranger in (
+            Envelope("@custodian", "same", 0, encode_command(OpenAccount("account-2"))),
+            Envelope("@custodian", "same", clock_us(), body),
+            Envelope("@operator", "same", 0, body),
+        ):
+            future = bench.start(mine, timeout_ms=500)
+            bench.commit(stranger)
+            await asyncio.sleep(0)
+            assert not future.done()
+            bench.commit(Envelope("@custodian", "same", 0, body))
+            await future
+            mine = account(1, key="same")
+
+    run(talk)
+
+
+def test_who_waits_for_a_link_is_not_overtaken() -> None:
+    async def talk(bench: Bench) -> None:
+        bench.follow("dc-b")
+        bench.engine.refuse_sends, bench.engine.connected = True, False
+        futures = [bench.start(account(1))]
+        bench.engine.refuse_sends, bench.engine.connected = False, True
+        futures.append(bench.start(account(2)))
+        await asyncio.sleep(0.08)
+        sent = [one for forward in bench.forwarded() for one in forward.commands]
+        assert [one.key for one in sent] == ["k1", "k2"]
+        bench.commit(*sent)
+        assert [errors(await future) for future in futures] == [[Done], [Done]]
+
+    run(talk)
+
+
+def test_a_full_link_is_definite() -> None:
+    async def talk(bench: Bench) -> None:
+        bench.follow("dc-b")
+        bench.engine.refuse_sends = True
+        assert errors(await bench.submit(account(1), timeout_ms=500)) == [Overloaded]
+
+    run(talk)
+
+
+def test_a_full_queue_of_our_own_settles_nothing_that_was_sent_before() -> None:
+    async def talk(bench: Bench) -> None:
+        bench.follow("dc-b")
+        future = bench.start(*(account(number) for number in range(1_200)), timeout_ms=3_000)
+        bench.engine.hold = True
+        bench.engine.changed(role=Role.leader, leader="dc-a", term=3)
+        await asyncio.sleep(0.02)
+        assert not future.done()
+        bench.engine.release()
+        assert errors(await future) == [Done] * 1_200
+
+    run(talk, queue_max=1_000, cancels_reserved=100)
+
+
 def test_no_leader_and_no_quorum_are_definite() -> None:
     async def talk(bench: Bench) -> None:
         bench.follow(None)
@@ -229,7 +289,7 @@ def test_explicit_refusals_of_the_leader_are_definite() -> None:
             refusal = Refusal(forward.frame, forward.attempt if attempt is None else attempt, word, list(positions))
             bench.submitter.received("dc-b", REFUSED, msgspec.msgpack.encode(refusal))
 
-        refuse("overloaded", 0, attempt=forward.attempt + 7)
+        refuse("overloaded", 2, attempt=forward.attempt + 7)
         refuse("overloaded", 0)
         refuse("disk_low", 1)
         bench.commit(account(3).envelope)
