@@ -334,6 +334,7 @@ class HardenedEngine:
         self._raft.stored_index = max(self._raft.stored_index, index)
 
     def send(self, member: str, kind: str, body: bytes) -> bool:
+        """See Engine. Raises ValueError for a body that does not fit a frame (16 MiB with its kind)."""
         return self._running and self._links.send_application(member, kind, body)
 
     def status(self) -> EngineStatus:
@@ -398,6 +399,10 @@ class HardenedEngine:
                 # The decoder lets only messages through; what is left is raft's, which counts what it refuses.
                 self._guarded(self._raft.received, member, message)
                 self.wake()
+
+    def links_failed(self, error: BaseException) -> None:
+        if self._running:
+            self._leave(EXIT_BROKEN_INVARIANT, f"links failed: {error!r}")
 
     def _answer_ask(self, member: str, ask: int, index: int | None) -> None:
         self._links.send(member, ReadAnswer(ask, -1 if index is None else index))

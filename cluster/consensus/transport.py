@@ -41,6 +41,10 @@ class Receiver(Protocol):
 
     def received(self, member: str, message: Message) -> None: ...
 
+    def links_failed(self, error: BaseException) -> None:
+        """A task that keeps the links ended with an error: we were wrong."""
+        ...
+
 
 def wall_us() -> int:
     return time.time_ns() // 1000
@@ -375,7 +379,8 @@ class Links:
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: Connection(self, None), accepted, ssl=self._server_tls
                 )
-        except (OSError, TimeoutError) as error:
+        except Exception as error:
+            # Whatever a stranger does to the handshake, it is a refusal and nothing more.
             self.counters["refused_handshake"] += 1
             log.warning("handshake refused: %s", error or "timeout")
             accepted.close()
@@ -433,7 +438,13 @@ class Links:
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Dialing or pinging that ended would leave this member alone without a word.
+            self.receiver.links_failed(error)
 
 
 def _no_delay(connected: socket.socket) -> None:

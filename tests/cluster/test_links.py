@@ -24,7 +24,7 @@ from cluster.consensus.messages import (
     decode,
     encode,
 )
-from cluster.consensus.settings import FRAME_BYTES_MAX, EngineSettings
+from cluster.consensus.settings import EXIT_BROKEN_INVARIANT, FRAME_BYTES_MAX, EngineSettings
 from cluster.consensus.transport import ClockSamples
 from tests.cluster.engines import Cluster, run, until
 
@@ -252,6 +252,21 @@ def test_a_peer_that_does_not_read_is_reported_as_disconnected(tmp_path: Path) -
             await until(lambda: "b1" not in target._raft.connected)
             assert target.counters["overfull"] == 1
             writer.transport.abort()
+
+    run(main())
+
+
+def test_a_task_that_ends_with_an_error_stops_the_member(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Cluster(tmp_path) as cluster:
+            await cluster.leader()
+
+            async def fails() -> None:
+                raise ValueError("a bug")
+
+            cluster.engines["a1"]._links._spawn(fails())
+            await until(lambda: bool(cluster.left))
+            assert [(name, code) for name, code, _ in cluster.left] == [("a1", EXIT_BROKEN_INVARIANT)]
 
     run(main())
 
