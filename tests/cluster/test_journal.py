@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -322,6 +323,57 @@ def test_kill_9_loses_nothing_that_was_called_durable(tmp_path: Path, seconds: f
     assert loaded.vote.term >= term
     assert [entry[1] for entry in loaded.tail] == list(range(loaded.first_index, loaded.last_index + 1))
     storage.close()
+
+
+TRACED = """
+import os, sys
+from pathlib import Path
+from tests.cluster.test_journal import SyncCommitter, open_storage
+from cluster.consensus.journal import Journal
+
+journal = Journal(
+    open_storage(Path(sys.argv[1])), SyncCommitter(),
+    on_synced=lambda: os.write(1, b"SYNCED"), on_failed=lambda error: None,
+)
+for _ in range(30):
+    journal.add(b"x" * 200, journal.last_index + 1, 1)
+    journal.flush()
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: the order of syncs is not traced")
+def test_nothing_is_called_durable_before_the_system_says_so(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    calls = "trace=openat,write,pwrite64,pwritev,fdatasync,fsync"
+    subprocess.run(
+        ["strace", "-f", "-qq", "-e", calls, "-o", trace, sys.executable, "-c", TRACED, tmp_path / "j"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+    )
+    lines = trace.read_text().splitlines()
+    opened = [line for line in lines if "data.mdb" in line and "openat" in line and "= -1" not in line]
+    data, meta = (
+        next(line.rsplit("= ", 1)[1] for line in opened if ("O_DSYNC" in line) == synchronous)
+        for synchronous in (False, True)
+    )
+    dirty = unsealed = True
+    synced = 0
+    for line in lines[lines.index(opened[-1]) :]:
+        if f"pwrite64({data}," in line or f"pwritev({data}," in line:
+            dirty = unsealed = True
+        elif f"fdatasync({data})" in line:
+            dirty = False
+        elif f"pwrite64({meta}," in line and not dirty:
+            unsealed = False  # the meta page, through a descriptor whose writes are synchronous
+        elif "SYNCED" in line:
+            synced += 1
+            assert not dirty
+            assert not unsealed
+            unsealed = True
+    assert synced == 30
+    # The new folder itself is made durable, and its name in its parent.
+    assert sum("fsync(" in line and "fdatasync(" not in line for line in lines) >= 2
 
 
 def test_the_committer_runs_groups_off_the_loop_in_order(tmp_path: Path) -> None:
