@@ -6,6 +6,7 @@ import os
 import signal
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
@@ -49,6 +50,8 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.node
 EXIT_COULD_NOT_START = 1
 EXIT_STORE_FAILED = 73
 EXIT_DIVERGED = 74
+SHUTDOWN_TIMEOUT_S = 2.0
+"""How long requests that still run may take once the listener is closed; draining has waited for them before."""
 FOR_EVER_DAYS = 1_000_000
 _GC_THRESHOLDS = (100_000, 50, 50)
 """Orders live long and hold no cycles; with Python's own thresholds collections take a tenth of the time."""
@@ -78,6 +81,7 @@ class App:
             )
         )
         node.session_tokens = SessionTokens(config.session_key, epoch=node.epoch)
+        self._observe_apply = node.metrics.stage_seconds["apply"].observe
         self._driver: Driver | None = None
         self._guard = ConnectionGuard(HttpLimits.of(limits))
         self._server: asyncio.Server | None = None
@@ -141,6 +145,7 @@ class App:
             store,
             node.engine,
             node.submitter,
+            metrics=node.metrics,
             on_fatal=lambda reason: self._on_fatal(EXIT_STORE_FAILED, reason),
             on_diverged=lambda reason: self._on_fatal(EXIT_DIVERGED, reason),
             on_disk_low=self._disk_low,
@@ -185,7 +190,7 @@ class App:
     async def _listen(self, app: web.Application) -> None:
         member = self.config.member
         options: dict[str, Any] = self._guard.limits.runner_options()
-        self._runner = web.AppRunner(app, **options)
+        self._runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT_S, **options)
         await self._runner.setup()
         server = self._runner.server
         if server is None:
@@ -209,8 +214,10 @@ class App:
     def _committed(self, index: int, payload: bytes) -> None:
         """Apply one entry, hand it to the store, answer who waits, tell who listens. An exception ends the process."""
         node = self.node
+        began = time.perf_counter()
         applied = node.machine.apply(index, payload)
         node.store.add(applied)
+        self._observe_apply(time.perf_counter() - began)
         node.submitter.applied(applied, payload)
         node.reads.applied(index)
         for hook in node.on_applied:

@@ -96,12 +96,12 @@ class Batcher:
         self._limits = limits
         self._on_failed = on_failed
         self._clock = clock
-        self._observe_size = None if metrics is None else metrics.batch_commands.observe
+        self._metrics = metrics
         self._last_stamp_us = 0
         self._main: deque[Item] = deque()
         self._lane: deque[Item] = deque()
         self._in_main: dict[str, int] = {}
-        self._under_way: deque[bytes] = deque()
+        self._under_way: deque[tuple[bytes, float]] = deque()
         self._scheduled = False
 
     @property
@@ -148,8 +148,10 @@ class Batcher:
     def applied(self, payload: bytes) -> None:
         """A committed entry was applied here; when it is the oldest of ours, the pipe has room again."""
         under_way = self._under_way
-        if under_way and under_way[0] == payload:
-            under_way.popleft()
+        if under_way and under_way[0][0] == payload:
+            _, proposed_at = under_way.popleft()
+            if self._metrics is not None:
+                self._metrics.stage_seconds["commit"].observe(time.perf_counter() - proposed_at)
             if self._main or self._lane:
                 self._schedule()
 
@@ -192,11 +194,11 @@ class Batcher:
             except ConsensusError as error:
                 self._on_failed(items + self.leave(), error)
                 return
-            self._under_way.append(payload)
+            self._under_way.append((payload, time.perf_counter()))
             self.batches += 1
             self.commands += len(items)
-            if self._observe_size is not None:
-                self._observe_size(len(items))
+            if self._metrics is not None:
+                self._metrics.batch_commands.observe(len(items))
             for item in items:
                 item.state = SENT
 

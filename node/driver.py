@@ -11,6 +11,7 @@ from cluster.consensus.engine import Engine, Role
 from node.batcher import clock_us
 from node.config import NodeConfig
 from node.errors import DiskLow, NodeError, Overloaded
+from node.metrics import Metrics
 from node.submit import Submitter
 from statemachine.codec import decode_batch, decode_command
 from statemachine.commands import ReportDigest, TimeStep
@@ -45,6 +46,7 @@ class Driver:
         engine: Engine,
         submitter: Submitter,
         *,
+        metrics: Metrics,
         on_fatal: Callable[[str], None],
         on_diverged: Callable[[str], None],
         on_disk_low: Callable[[bool], None],
@@ -59,6 +61,7 @@ class Driver:
         self._store = store
         self._engine = engine
         self._submitter = submitter
+        self._metrics = metrics
         self._on_fatal = on_fatal
         self._on_diverged = on_diverged
         self._on_disk_low = on_disk_low
@@ -180,9 +183,10 @@ class Driver:
         async with self._flushing:
             if self._machine.applied_index == self._store.stored_index:
                 return
-            flush = self._store.begin(self._machine.collect())
-            await asyncio.get_running_loop().run_in_executor(self._disk, flush.write)
-            self._store.finish(flush)
+            with self._metrics.stage("flush"):
+                flush = self._store.begin(self._machine.collect())
+                await asyncio.get_running_loop().run_in_executor(self._disk, flush.write)
+                self._store.finish(flush)
             self._engine.set_stored_index(self._store.stored_index)
             self.flushes += 1
 
