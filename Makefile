@@ -55,13 +55,13 @@ test: $(DEV) ## the whole gate: lint, format, types, import contracts, house rul
 $(RUNTIME): requirements.txt pyproject.toml | $(BIN)/pip
 	echo 'installing what runs need into $(VENV)'
 	sed -n '/^setuptools==/,/^ *#/p' requirements.txt | $(PIP) install --require-hashes -r /dev/stdin
-	$(PIP) install --require-hashes --no-build-isolation -r requirements.txt
+	$(PIP) install --require-hashes --no-build-isolation --use-pep517 -r requirements.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)
 	echo 'installing what tests need into $(VENV)'
-	$(PIP) install --require-hashes --no-build-isolation -r requirements-dev.txt
+	$(PIP) install --require-hashes --no-build-isolation --use-pep517 -r requirements-dev.txt
 	touch $@
 
 # Debian splits venv off its Python. A venv without pip is what a failed attempt leaves behind: start again.
