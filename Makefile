@@ -30,8 +30,8 @@ install: $(RUNTIME) ## make .venv with what runs need; instant when nothing chan
 demo: $(RUNTIME) ## three members, a real order flow, a leader killed midway; ARGS="..." goes to the demo
 	exec $(BIN)/python -m bench.demo $(ARGS)
 
-bench: $(RUNTIME) ## measure engine and cluster; ARGS="..." goes to tiebreak bench
-	exec $(BIN)/tiebreak bench $(ARGS)
+bench: $(RUNTIME) ## all benchmarks with their targets; ARGS="engine --seconds 10" runs some
+	exec $(BIN)/tiebreak bench run $(or $(ARGS),all)
 
 # The stages stop at the first that fails. pytest is last, so that its own summary closes the output;
 # it prints the slowest tests by itself (pyproject.toml).
