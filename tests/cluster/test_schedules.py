@@ -24,6 +24,7 @@ class Run:
             self.applied: dict[int, bytes] = {}
             self.reads = self.proposed = self.crashes = self.truncations = 0
             self.back_at: dict[str, float] = {}
+            self.stored: dict[str, int] = {}
             self.slow_until: dict[str, float] = {}
             self.heal_at = 0.0
             start = clock.now
@@ -42,7 +43,9 @@ class Run:
             if now >= at or not faults:
                 del self.back_at[name]
                 self.restart(name)
-        self.load(faults=faults)
+        self.load()
+        if chance.random() < 0.05:
+            self.store(chance.choice(lab.alive).name if lab.alive else None)
         for member in lab.alive:
             member.raft.tick()
         for pair in list(lab.net.queues):
@@ -54,7 +57,14 @@ class Run:
                 member.committer.sync()
         self.check()
 
-    def load(self, *, faults: bool) -> None:
+    def store(self, name: str | None) -> None:
+        """The store of one replica becomes durable up to some entry: the log may be trimmed to there."""
+        if name is not None and self.lab[name].delivered:
+            stored = self.chance.choice(self.lab[name].delivered)[0]
+            self.stored[name] = max(self.stored.get(name, 0), stored)
+            self.lab[name].raft.stored_index = self.stored[name]
+
+    def load(self) -> None:
         for member in self.lab.alive:
             raft = member.raft
             if raft.is_leader and not raft.caretaker:
@@ -104,10 +114,9 @@ class Run:
 
     def restart(self, name: str) -> None:
         lab = self.lab
-        applied = [index for index, _ in lab[name].delivered]
-        # The store is behind the log by any amount.
-        stored = self.chance.choice([0, *applied]) if applied else 0
+        stored = self.stored.get(name, 0)
         lab[name].start(applied_index=stored)
+        lab[name].raft.stored_index = stored
         for other in lab.members:
             lab.connect(name, other)
 
@@ -137,6 +146,8 @@ class Run:
                 assert member.log[-1] == leader.log[-1]
         committed = {entry[1]: entry[0][1:] for entry in leader.journal[:] if entry[0][:1] == b"\0"}
         for index, payload in self.applied.items():
+            if index <= leader.journal.first_index and index not in full:
+                continue  # trimmed: every replica had stored it
             assert committed.get(index, full.get(index)) == payload, f"seed {self.seed}: {index} was applied, then lost"
 
 
@@ -148,3 +159,4 @@ def test_random_schedules(names: str, witnesses: str) -> None:
     assert sum(run.reads for run in runs) > 100
     assert sum(len(run.applied) for run in runs) > 1000
     assert sum(run.truncations for run in runs) > 0
+    assert sum(member.journal.first_index > 1 for run in runs for member in run.lab.alive) > 0
