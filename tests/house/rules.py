@@ -54,6 +54,8 @@ IMPURE_CALLS = {"hash", "id", "float", "open", "input", "eval", "exec", "globals
 # What cluster may know of statemachine: how a batch is spelled, not what it means.
 CODEC_TYPES = {"statemachine.codec", "statemachine.types"}
 
+CONTRACT = {"codec", "codes", "commands", "events", "results", "types"}
+
 # Spelled in two halves, so that this file passes its own rule.
 MARKS = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b")
 HOSTS = re.compile("|".join(("py" + r"pi\.org", "python" + r"hosted\.org", "npm" + r"js\.(com|org)", "--" + "index-url",
@@ -182,6 +184,17 @@ def cluster_knows_only_the_codec(tree: Tree) -> Iterator[str]:
                 known = any(name == known or name.startswith(f"{known}.") for known in CODEC_TYPES)
                 if not known and name != "statemachine":
                     yield f"{file.name}:{line}: cluster may import {', '.join(sorted(CODEC_TYPES))} only, not {name}"
+
+
+@rule
+def the_model_is_independent(tree: Tree) -> Iterator[str]:
+    """The naive model may share the contract with the machine that it judges, and no rule."""
+    for file, module in tree.python:
+        if file.name != "tests/statemachine/model/model.py":
+            continue
+        for line, name in imported(module):
+            if name.startswith("statemachine.") and name.split(".")[1] not in CONTRACT:
+                yield f"{file.name}:{line}: the model may import {', '.join(sorted(CONTRACT))} only, not {name}"
 
 
 @rule

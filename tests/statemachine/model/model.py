@@ -50,7 +50,6 @@ from statemachine.results import (
     Done,
     Moved,
     Placed,
-    Refused,
     Repeat,
     Replaced,
     SessionOpened,
@@ -60,7 +59,6 @@ from statemachine.results import (
 from statemachine.types import (
     FEES,
     ROUNDING,
-    SYSTEM_ACCOUNTS,
     WORLD,
     Mode,
     OrderType,
@@ -108,6 +106,7 @@ class Order:
     taker_bps: int
     priority: int
     leaves: int
+    key: str
     hold: int = 0
     filled: int = 0
     notional: int = 0
@@ -513,7 +512,7 @@ class Model:
         expires = ask.expires_at_us
         if ask.time_in_force == TimeInForce.day:
             expires = self.closing_us(listed.calendar) or 0
-        return Order(order_id, ask, expires, listed.maker_bps, listed.taker_bps, order_id, leaves)
+        return Order(order_id, ask, expires, listed.maker_bps, listed.taker_bps, order_id, leaves, self.key)
 
     def check_entry(self, order: Order, quantity: int, old: Order | None) -> None:
         """Refuse, or not. quantity: the whole of it, with what filled before a replacement."""
@@ -739,7 +738,7 @@ class Model:
         """The fee so far is rounded up; what is exact by whole units is earned, what rounding adds is set apart."""
         was, is_ = Fraction(before * bps, 10_000), Fraction((before + notional) * bps, 10_000)
         rounding = (up(is_) - floor(is_)) - (up(was) - floor(was))
-        self.met(f"rounding of {rounding}")
+        self.met(f"rounding of {rounding}, {order.ask.side.name}")
         self.move(asset, order.ask.account, FEES, floor(is_) - floor(was))
         self.move(asset, order.ask.account, ROUNDING, rounding)
         order.fee += up(is_) - up(was)
@@ -754,16 +753,22 @@ class Model:
 
     # ---- orders change and leave
 
-    def mine(self, account: str, order_id: int) -> Order:
-        self.named(account)
-        order = self.orders.get(order_id)
-        if not order or not order.open or order.ask.account != account:
+    def mine(self, c: ReplaceOrder | CancelOrder) -> Order:
+        """The order that a command names: by its id or, without one, the newest that is open under a key."""
+        self.named(c.account)
+        mine = [order for order in self.open_orders() if order.ask.account == c.account]
+        named = [order for order in mine if (order.id == c.order_id if c.order_id else order.key == c.order_key)]
+        if not named:
             raise No(Code.order_not_found)
-        return order
+        if not c.order_id:
+            self.met("a key names an open order" if len(named) == 1 else "a key names several open orders")
+        return max(named, key=lambda order: order.id)
 
     def replace_order(self, c: ReplaceOrder) -> AnyResult:
-        old = self.mine(c.account, c.order_id)
+        old = self.mine(c)
         symbol = old.ask.symbol
+        if c.symbol not in ("", symbol):
+            raise No(Code.order_not_found)
         present = old.filled + old.leaves
         quantity, price = c.quantity_lots or present, c.price_ticks or old.ask.price_ticks
         in_place = price == old.ask.price_ticks and quantity < present
@@ -779,7 +784,7 @@ class Model:
         ask = change_ask(old.ask, price, quantity)
         leaves = quantity - old.filled
         if in_place:
-            new = replace(old, id=self.orders_made + 1, ask=ask, leaves=leaves)
+            new = replace(old, id=self.orders_made + 1, ask=ask, leaves=leaves, key=self.key)
             new.hold = min(old.hold, self.worst_hold(new))
             self.met(f"replaced in place: {'filled' if old.filled else 'unfilled'} {old.ask.side.name}")
             self.orders_made += 1
@@ -799,7 +804,7 @@ class Model:
         return Replaced(new.id, old.id, in_place, *answer)
 
     def cancel_order(self, c: CancelOrder) -> AnyResult:
-        order = self.mine(c.account, c.order_id)
+        order = self.mine(c)
         if self.modes[order.ask.symbol] == Mode.halted:
             raise No(Code.instrument_halted)
         self.close(order, Status.canceled, Reason.requested)
@@ -992,11 +997,3 @@ def calendar_is_bad(calendar: Calendar) -> bool:
 def change_ask(ask: PlaceOrder, price: int, quantity: int) -> PlaceOrder:
     values = {name: getattr(ask, name) for name in ask.__struct_fields__}
     return PlaceOrder(**values | {"price_ticks": price, "quantity_lots": quantity})
-
-
-def same_code(expected: No, result: AnyResult) -> bool:
-    return isinstance(result, Refused) and result.code in expected.codes
-
-
-def accounts_of(model: Model) -> list[str]:
-    return [*SYSTEM_ACCOUNTS, *model.accounts]

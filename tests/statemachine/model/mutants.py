@@ -26,6 +26,8 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant("a unit given back is not held", "settlement.py", "state.hold(payer, 1)", "pass"),
+    Mutant("a closed session's orders trade on", "rules/sessions.py", "    session.end()\n", ""),
     Mutant("a fee is rounded down", "fees.py", "(after + BPS - 1) // BPS", "after // BPS"),
     Mutant("a hold forgets the second rounding", "fees.py", "+ BPS - 1) // BPS + 1\n", "+ BPS - 1) // BPS\n"),
     Mutant("a budget pays fees on top", "fees.py", "budget_units * BPS // (BPS + bps)", "budget_units"),
@@ -116,6 +118,19 @@ MUTANTS = [
         "rules/orders.py",
         "if quantity_lots <= old.filled_lots:",
         "if quantity_lots < old.filled_lots:",
+    ),
+    Mutant("a reduction keeps its old key", "rules/orders.py", "    order.key = state.key\n", ""),
+    Mutant(
+        "a key names orders of other instruments",
+        "rules/orders.py",
+        "if command.symbol and command.symbol != instrument.symbol:",
+        "if False:",
+    ),
+    Mutant(
+        "a key names an order that is closed",
+        "state.py",
+        "            del by_key[order.key]\n",
+        "            pass\n",
     ),
     Mutant(
         "a sell's collar is rounded down",

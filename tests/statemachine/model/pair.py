@@ -238,6 +238,7 @@ def order_of(order: Order) -> tuple[object, ...]:
     frozen = (order.expires_at_us, order.maker_bps, order.taker_bps, order.maker_notional, order.taker_notional)
     return (
         order.id,
+        order.key,
         ask.symbol,
         ask.side,
         ask.price_ticks,
@@ -253,7 +254,7 @@ def order_of_record(order: OrderRecord) -> tuple[object, ...]:
     o = order
     amounts = (o.leaves_lots, o.filled_lots, o.notional_units, o.fee_units, o.hold_units)
     frozen = (o.expires_at_us, o.maker_bps, o.taker_bps, o.maker_notional_units, o.taker_notional_units)
-    return (o.order_id, o.symbol, o.side, o.price_ticks, o.status, *amounts, *frozen, o.post_only, o.session)
+    return (o.order_id, o.key, o.symbol, o.side, o.price_ticks, o.status, *amounts, *frozen, o.post_only, o.session)
 
 
 def levels(orders: list[Order]) -> list[tuple[int, int, int]]:

@@ -68,8 +68,8 @@ BAD_CALENDARS = (
     Calendar(exceptions=((20_256, None),)),
     Calendar(weekly=(LONG_DAY,) * 7, exceptions=((20_256, None), (20_256, LONG_DAY))),
 )
-FEES = ((0, 0), (10, 25), (1_000, 1_000), (0, 33), (777, 0), (333, 700))
-TICKS_US = (0, 0, -SECOND_US, 1, 1_000, 200_000)
+FEES = ((0, 0), (10, 25), (1_000, 1_000), (0, 33), (777, 0), (333, 700), (50, 500), (500, 50))
+TICKS_US = (0, 0, -SECOND_US, 1, 2, 1_000, 100_000, 200_000)
 STEPS_US = (SECOND_US, SECOND_US, 6 * SECOND_US, 90 * SECOND_US)
 LEAPS_US = (HOUR_US, 7 * HOUR_US, 13 * HOUR_US, 25 * HOUR_US)
 
@@ -176,7 +176,8 @@ class Writer:
         if kind < 178:
             return self.replace(step)
         if kind < 184:
-            return CancelOrder(*self.target(step))
+            account, order_id = self.target(step)
+            return CancelOrder(account, *self.named(order_id, step))
         if kind < 187:
             symbol = choose(("", "", *SYMBOLS, "NONE"), step[2])
             return CancelAccountOrders(self.account(step), symbol)
@@ -197,11 +198,18 @@ class Writer:
 
     def target(self, step: bytes) -> tuple[str, int]:
         """Mostly one's own open order, sometimes another's or one that is gone."""
-        found = [o for o in self.model.open_orders() if not self.model.dead(o)] or self.model.open_orders()
+        dead = bool(step[10] % 8 == 0)
+        found = [o for o in self.model.open_orders() if bool(self.model.dead(o)) == dead] or self.model.open_orders()
         if not found or step[11] >= 232:
             return self.account(step), 1 + step[2] % (self.model.orders_made + 2)
         order = choose(found, step[2])
         return (order.ask.account if step[11] < 220 else self.account(step)), order.id
+
+    def named(self, order_id: int, step: bytes) -> tuple[int, str]:
+        """An order by its id, by its key, or by both."""
+        order = self.model.orders.get(order_id)
+        key = order.key if order else f"k{1 + step[2] % (self.keys + 1)}"
+        return choose(((order_id, ""), (0, key), (0, key), (order_id, f"k{1 + step[10] % (self.keys + 1)}")), step[13])
 
     def place(self, step: bytes) -> PlaceOrder:
         odd = step[11] >= 226
@@ -224,12 +232,12 @@ class Writer:
         units = 1 + step[9] * choose((1, 2, 7), step[8]) if budget or (odd and step[8] % 7 == 0) else 0
         expires_at_us = 0
         if tif == TimeInForce.gtd or (odd and step[10] % 9 == 0):
-            ahead = choose((1, SECOND_US, 2 * SECOND_US, 20 * SECOND_US, HOUR_US, 30 * HOUR_US), step[10])
+            ahead = choose((1, 2, 3, SECOND_US, 2 * SECOND_US, 20 * SECOND_US, HOUR_US, 30 * HOUR_US), step[10])
             expires_at_us = self.model.now + ahead if step[11] % 16 else choose((0, self.model.now), step[10])
         post_only = step[10] % 5 == 0 and (odd or (resting and not market))
         self_trade = choose(tuple(SelfTrade), step[8] // 3)
         own = [name for account, name in self.model.sessions if account == self.account(step)]
-        session = choose(("", *own, *own), step[5] // 2) if not odd else choose(("", *SESSIONS), step[5])
+        session = choose(("", *own, *own, *own), step[5] // 2) if not odd else choose(("", *SESSIONS), step[5])
         return PlaceOrder(
             self.account(step),
             symbol,
@@ -247,7 +255,11 @@ class Writer:
 
     def replace(self, step: bytes) -> ReplaceOrder:
         price = 8 + step[7] % 6 if step[3] % 3 else 0
-        return ReplaceOrder(*self.target(step), price, step[9] % 9)
+        account, target = self.target(step)
+        order_id, order_key = self.named(target, step)
+        order = self.model.orders.get(target)
+        symbol = choose(("", order.ask.symbol if order else "", choose(SYMBOLS, step[10])), step[10] // 2)
+        return ReplaceOrder(account, order_id, price, step[9] % 9, order_key, symbol)
 
     def price(self, step: bytes) -> SetReference:
         ago = choose((0,) * 9 + (SECOND_US, 29 * SECOND_US, 60 * SECOND_US, -9 * SECOND_US, -11 * SECOND_US), step[3])

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from statemachine.codes import Code
-from statemachine.types import Reason, SelfTrade
+from statemachine.types import Reason, SelfTrade, Side
 from tests.statemachine.model.explore import explore, run
 from tests.statemachine.model.mutants import survivors
 from tests.statemachine.model.pair import shrunk
@@ -37,6 +37,7 @@ STEPS = st.lists(st.binary(min_size=STEP_BYTES, max_size=STEP_BYTES), min_size=8
 NEVER = {Code.ok, Code.price_not_allowed}
 """Codes that no rule answers: a market order may name a price, and ok is not a refusal."""
 ENTERS = ("limit gtc", "limit day", "limit gtd", "limit ioc", "market ioc", "budget")
+DEAD = ("day_ended", "gtd_expired", "session_expired", "session_closed")
 PLACED = ("filled buy", "filled sell", "unfilled buy", "unfilled sell")
 HAS_TO_HAPPEN = {
     *(code.name for code in Code if code not in NEVER),
@@ -50,13 +51,16 @@ HAS_TO_HAPPEN = {
             ("AAA-USD", "BBB-AAA"), ("buy", "sell"), ("limit", "market"), ("both pay", "not both pay")
         )
     ),
-    *(f"a taker meets a maker that is {reason}" for reason in ("day_ended", "gtd_expired", "session_expired")),
+    *(f"a taker meets a maker that is {reason}" for reason in DEAD),
     *(f"time closes: {reason}" for reason in ("day_ended", "gtd_expired", "session_expired")),
-    *(f"rounding of {units}" for units in (-1, 0, 1)),
+    *(f"rounding of {units}, {side.name}" for units, side in product((-1, 0, 1), Side)),
+    "ReplaceOrder: session_not_found",
+    "ReplaceOrder: expiry_in_past",
     "a budget buys a part of a maker",
     "a budget is spent, with fills",
     "a budget is spent, without fills",
     "a key is forgotten after its retention",
+    "a key names an open order",
     "a mass cancel passes over a halted instrument",
     "a resting buy keeps less than a new one would hold",
     "a time step leaves more",
