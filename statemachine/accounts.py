@@ -33,6 +33,7 @@ class Account:
 
     keys: [bucket, count] of live idempotency keys, oldest bucket first; keys_live is their sum.
     open_counts: open orders by symbol.
+    orders_by_key: open orders by the key that they were placed or last replaced under, the newest of a key.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class Account:
         "last_trade_id",
         "open_counts",
         "orders",
+        "orders_by_key",
         "sessions",
         "withdrawals_open",
     )
@@ -65,6 +67,7 @@ class Account:
         self.last_trade_id = 0
         self.last_closed_order_id = 0
         self.orders: dict[int, Order] = {}
+        self.orders_by_key: dict[str, Order] = {}
         self.open_counts: dict[str, int] = {}
         self.sessions: dict[str, Session] = {}
         self.withdrawals_open = 0
@@ -93,6 +96,10 @@ class Account:
             self.last_trade_id,
             self.last_closed_order_id,
         )
+
+    def open_order(self, order_id: int, order_key: str) -> Order | None:
+        """The open order of this id or, where that is 0, of this key."""
+        return self.orders.get(order_id) if order_id else self.orders_by_key.get(order_key)
 
     def is_pinned(self) -> bool:
         """It must stay in memory: something of it is only there, or points at it."""

@@ -22,6 +22,7 @@ from statemachine.types import (
     BudgetUnits,
     FeeBps,
     Id,
+    Key,
     MemberName,
     Mode,
     NewAccount,
@@ -205,18 +206,29 @@ class ReplaceOrder(Command, frozen=True, tag=14):
     """Give an open limit order a new total quantity (what has filled counts) and a new price.
 
     price_ticks 0 or quantity_lots 0 keeps the present one. Same price and a smaller quantity keep the
-    place in the queue; anything else enters anew. The order gets a new id either way.
+    place in the queue; anything else enters anew. The order gets a new id either way, and the key of this
+    command for its own.
+
+    order_key: with order_id 0, the open order of the account that was placed or last replaced under this key;
+        so an order can be changed before its id is known.
+    symbol: when given, the order must be of this instrument. Whoever counted the lots and ticks of an order
+        that it had not seen yet says here in which instrument's.
     """
 
     account: AccountId
     order_id: Id
     price_ticks: PriceTicks = 0
     quantity_lots: QuantityLots = 0
+    order_key: Key = ""
+    symbol: Symbol = ""
 
 
 class CancelOrder(Command, frozen=True, tag=15):
+    """Cancel an open order, named by its id or (order_id 0) by its key, as in ReplaceOrder."""
+
     account: AccountId
     order_id: Id
+    order_key: Key = ""
 
 
 class CancelAccountOrders(Command, frozen=True, tag=16):

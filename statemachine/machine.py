@@ -346,6 +346,12 @@ class Machine:
         order = self._state.orders.get(order_id)
         return None if order is None else order.open_record()
 
+    def order_of_key(self, account_id: str, key: str) -> OrderRecord | None:
+        """The open order of an account that was placed or last replaced under a key."""
+        account = self._state.account(account_id)
+        order = None if account is None else account.orders_by_key.get(key)
+        return None if order is None else order.open_record()
+
     def open_orders(self, account_id: str, symbol: str | None = None) -> list[OrderRecord]:
         """The open orders of an account by ascending id."""
         account = self._state.account(account_id)

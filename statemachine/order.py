@@ -22,6 +22,7 @@ class Order:
     """An order from its entry to its close. quantity_lots = filled_lots + leaves_lots, save for a market buy by budget.
 
     level is None while it does not rest. stored: the store has a record under order_id.
+    same_key: the next older open order of its account and key. Keys may come again after their retention.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class Order:
         "priority",
         "quantity_lots",
         "replaces",
+        "same_key",
         "self_trade",
         "session",
         "session_id",
@@ -116,6 +118,7 @@ class Order:
         self.level: Level | None = None
         self.older: Order | None = None
         self.newer: Order | None = None
+        self.same_key: Order | None = None
         self.dirty = False
         self.stored = False
 

@@ -49,6 +49,17 @@ def refused(code: Code, need: int = 0, have: int = 0) -> Refused:
     return Refused(code, min(need, INT_MAX), max(min(have, INT_MAX), -INT_MAX))
 
 
+def forget_shared_key(by_key: dict[str, Order], order: Order) -> None:
+    """Take an order out of those of its key: the key came again, after its retention, while an order rested."""
+    newer, older = by_key[order.key], order.same_key
+    if newer is order and older is not None:
+        by_key[order.key] = older
+        return
+    while newer.same_key is not None and newer.same_key is not order:
+        newer = newer.same_key
+    newer.same_key = older
+
+
 def empty_state() -> StoredState:
     """Where the first log entry starts."""
     meta = MetaRecord(RECORDS_VERSION, 0, 0, bytes(32), bytes(32), 1, 1, 1, 1, 1, False, [])
@@ -352,6 +363,9 @@ class State:
         self.orders[order_id] = order
         instrument.orders[order_id] = order
         account.orders[order_id] = order
+        by_key = account.orders_by_key
+        order.same_key = by_key.get(order.key)
+        by_key[order.key] = order
         account.open_counts[symbol] = account.open_counts.get(symbol, 0) + 1
         if order.session is not None:
             order.session.orders[order_id] = order
@@ -368,6 +382,11 @@ class State:
         del self.orders[order_id]
         del order.instrument.orders[order_id]
         del account.orders[order_id]
+        by_key = account.orders_by_key
+        if order.same_key is None and by_key[order.key] is order:
+            del by_key[order.key]
+        else:
+            forget_shared_key(by_key, order)
         count = account.open_counts[symbol] - 1
         if count:
             account.open_counts[symbol] = count

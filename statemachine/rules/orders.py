@@ -181,10 +181,12 @@ def replace(state: State, command: ReplaceOrder) -> AnyResult:
     account = state.trader(command.account)
     if isinstance(account, Code):
         return refused(account)
-    old = account.orders.get(command.order_id)
+    old = account.open_order(command.order_id, command.order_key)
     if old is None or old.type is not LIMIT:
         return refused(Code.order_not_found)
     instrument = old.instrument
+    if command.symbol and command.symbol != instrument.symbol:
+        return refused(Code.order_not_found)
     price_ticks = command.price_ticks or old.price_ticks
     quantity_lots = command.quantity_lots or old.quantity_lots
     in_place = price_ticks == old.price_ticks and quantity_lots < old.quantity_lots
@@ -317,7 +319,7 @@ def cancel(state: State, command: CancelOrder) -> AnyResult:
         if isinstance(found, Code):
             return refused(found)
         account = found
-    order = account.orders.get(command.order_id)
+    order = account.open_order(command.order_id, command.order_key)
     if order is None:
         return refused(Code.order_not_found)
     if order.instrument.mode is HALTED:

@@ -91,6 +91,12 @@ class Flow:
             return self.random.randint(1, 50)
         return self.random.choice(orders).order_id
 
+    def named(self, account: str) -> tuple[int, str]:
+        """The same by its id, or by its key."""
+        order_id = self.order_id(account)
+        order = self.guide.order(order_id)
+        return (order_id, "") if order is None or self.random.random() < 0.7 else (0, order.key)
+
     def session(self, account: str) -> str:
         sessions = self.guide.sessions(account)
         return self.random.choice(sessions).session if sessions else self.random.choice(("s1", "s2"))
@@ -122,11 +128,12 @@ class Flow:
         random = self.random
         choice = random.random()
         if choice < 0.35:
-            return c.CancelOrder(account, self.order_id(account))
+            return c.CancelOrder(account, *self.named(account))
         if choice < 0.75:
-            return c.ReplaceOrder(
-                account, self.order_id(account), random.choice((0, 0, random.randint(92, 108))), random.randint(0, 40)
-            )
+            order_id, order_key = self.named(account)
+            price_ticks = random.choice((0, 0, random.randint(92, 108)))
+            symbol = random.choice(SYMBOLS) if random.random() < 0.1 else ""
+            return c.ReplaceOrder(account, order_id, price_ticks, random.randint(0, 40), order_key, symbol)
         if choice < 0.78:
             return c.CancelAccountOrders(account, random.choice(("", *SYMBOLS)))
         if choice < 0.88:
