@@ -150,6 +150,9 @@ def _page(
     scanned = 0
     while following and len(orders) < limit and scanned < _SCAN_MAX:
         page = node.history.closed_orders(following, limit=min(limit - len(orders), _SCAN_MAX - scanned))
+        if any(order.account != account for order in page.rows):
+            # A token is an id that can be guessed: it must not open another's orders.
+            raise InvalidField("page_token is none that this list gave", field="page_token")
         scanned += len(page.rows)
         orders += [order for order in page.rows if not symbol or order.symbol == symbol]
         following = page.next_id

@@ -83,6 +83,22 @@ def test_replace_and_cancel(tmp_path: Path) -> None:
     run(tmp_path, talk)
 
 
+def test_a_guessed_page_token_opens_nobody_elses_list(tmp_path: Path) -> None:
+    async def talk(caller: Caller) -> None:
+        theirs = await caller.ok("POST", "/v1/orders", {**SELL, "limit_price": "101"}, accounts=("bob",))
+        await caller.ok("DELETE", f"/v1/orders/{theirs['id']}", accounts=("bob",))
+        mine = await caller.ok("POST", "/v1/orders", BUY)
+        await caller.ok("DELETE", f"/v1/orders/{mine['id']}")
+        for status in ("closed", "all"):
+            token = f"c{mine['id']}"
+            page = await caller.ok("GET", f"/v1/orders?status={status}&page_token={token}")
+            assert [one["id"] for one in page["items"]] == [mine["id"]]
+            code, error, _ = await caller.call("GET", f"/v1/orders?status={status}&page_token=c{theirs['id']}")
+            assert (code, error.get("error"), error.get("field")) == (422, "invalid_field", "page_token"), error
+
+    run(tmp_path, talk)
+
+
 def test_a_key_is_good_for_one_request(tmp_path: Path) -> None:
     async def talk(caller: Caller) -> None:
         order = await caller.ok("POST", "/v1/orders", BUY, key="same")
