@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from cluster.consensus.engine import Engine, Role
+from cluster.topology import MemberRole
 from node.batcher import clock_us
 from node.config import NodeConfig
 from node.errors import DiskLow, NodeError, Overloaded
@@ -125,7 +126,7 @@ class Driver:
                 # Replicas are compared at one index: the leader names it, the others answer with theirs.
                 digest = self._machine.digest_at(command.digest_index)
                 if digest is not None:
-                    self._submitter.tell(ReportDigest(self.config.name, command.digest_index, digest))
+                    self._tell_digest(command.digest_index, digest)
 
     def _disagreed(self, event: DigestDisagreed) -> None:
         """Who differs from a majority leaves, with its state as evidence; without one, writes stop everywhere."""
@@ -162,7 +163,11 @@ class Driver:
         digest = self._machine.digest_at(index)
         if self._engine.status().role is Role.leader and digest is not None and index > self._reported_index:
             self._reported_index = index
-            self._submitter.tell(ReportDigest(self.config.name, index, digest))
+            self._tell_digest(index, digest)
+
+    def _tell_digest(self, index: int, digest: bytes) -> None:
+        replicas = sum(member.role is MemberRole.replica for member in self.config.topology.members)
+        self._submitter.tell(ReportDigest(self.config.name, index, digest, replicas))
 
     # ---- disk ----
 

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from statemachine.commands import AnyCommand, Command
 from statemachine.events import AnyEvent
 from statemachine.results import AnyResult
-from statemachine.types import Key, TimeUs
+from statemachine.types import KEY_BUCKET_US, KEY_RETENTION_US, SENT_AHEAD_US_MAX, Key, TimeUs
 
 BATCH_VERSION = 1
 COMMANDS_PER_BATCH_MAX = 4_096
@@ -87,6 +87,14 @@ def decode_batch(payload: bytes) -> Batch:
 def fingerprint(body: bytes, sent_at_us: int) -> bytes:
     """16 bytes that tell whether a repeated key brings the same request."""
     return blake2b(body + sent_at_us.to_bytes(8, "big"), digest_size=16).digest()
+
+
+def oldest_bucket(now_us: int) -> int:
+    """The oldest bucket of keys that still counts: none is forgotten while its command may yet be taken.
+
+    A command may be sent by a clock that is ahead, and is taken until its own time is past retention.
+    """
+    return max(0, (now_us - KEY_RETENTION_US - SENT_AHEAD_US_MAX) // KEY_BUCKET_US)
 
 
 def key_digest(scope: str, key: str) -> bytes:

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from statemachine.types import (
     OPEN_ORDERS_MAX,
     QUANTITY_LOTS_MAX,
+    REPLICAS_MAX,
     SESSION_TIMEOUT_MS_MAX,
     SESSION_TIMEOUT_MS_MIN,
     AccountId,
@@ -279,11 +280,15 @@ class TimeStep(Command, frozen=True, tag=22):
 
 
 class ReportDigest(Command, frozen=True, tag=23):
-    """What a replica computed at an index. Internal: replicas are compared through the log."""
+    """What a replica computed at an index. Internal: replicas are compared through the log.
+
+    replicas: how many full replicas the group has, so that a majority is one of all, not of those heard so far.
+    """
 
     member: MemberName
     digest_index: Id
     digest: Annotated[bytes, Meta(min_length=16, max_length=32)]
+    replicas: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)]
 
 
 class ActivateRules(Command, frozen=True, tag=24):

@@ -169,7 +169,11 @@ class SessionChanged(Event, frozen=True, tag=13):
 
 
 class DigestDisagreed(Event, frozen=True, tag=14):
-    """Replicas reported different digests for one index: writes stop."""
+    """Replicas reported different digests for one index.
+
+    members: those that a majority of the group outvotes, which leave; or all that reported, where no digest
+        can have a majority any more: then writes stop.
+    """
 
     digest_index: int
     members: tuple[str, ...]

@@ -7,6 +7,7 @@ applied writes what it did into `applied`.
 from heapq import heapify, heappop, heappush
 
 from statemachine.accounts import Account, Balance, Session
+from statemachine.codec import oldest_bucket
 from statemachine.codes import Code
 from statemachine.events import AnyEvent, OrderClosed
 from statemachine.instrument import Instrument
@@ -27,8 +28,6 @@ from statemachine.records import (
 from statemachine.results import Refused
 from statemachine.types import (
     FEES,
-    KEY_BUCKET_US,
-    KEY_RETENTION_US,
     ROUNDING,
     SYSTEM_ACCOUNTS,
     WORLD,
@@ -260,8 +259,8 @@ class State:
         return Code.account_not_found if account is None else account
 
     def bucket_min(self) -> int:
-        """The oldest bucket of keys that is still within retention at now_us."""
-        return max(0, (self.now_us - KEY_RETENTION_US) // KEY_BUCKET_US)
+        """The oldest bucket of keys that counts at now_us."""
+        return oldest_bucket(self.now_us)
 
     # ---- money ----
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from msgspec import msgpack, structs
 
-from statemachine.codec import UnknownFormat
+from statemachine.codec import UnknownFormat, oldest_bucket
 from statemachine.history import History
 from statemachine.records import (
     ACCOUNTS,
@@ -37,7 +37,6 @@ from statemachine.store_pending import Generation
 from statemachine.store_rows import Kind
 from statemachine.store_sealing import CHAIN_START, Pruned, decode_pruned
 from statemachine.store_tables import FIXED, IDENTITY_KEY, INFO, KEYS, META_KEY, PRUNED_KEY, SEGMENTS, Handle, Tables
-from statemachine.types import KEY_BUCKET_US, KEY_RETENTION_US
 
 R = TypeVar("R", bound=Record)
 
@@ -136,7 +135,7 @@ class View:
         if self.meta is not None:
             yield INFO, META_KEY, encode_record(self.meta)
         # What is past retention goes at a replica's next flush, so one may have it and another not.
-        live_from = max(0, (self.meta.time_us - KEY_RETENTION_US) // KEY_BUCKET_US) if self.meta else 0
+        live_from = oldest_bucket(self.meta.time_us) if self.meta else 0
         reader = self.tables.reader()
         for account in self.accounts():
             keys = [(bucket, count) for bucket, count in account.keys if bucket >= live_from]

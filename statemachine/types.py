@@ -20,6 +20,7 @@ TIME_US_MAX = 2**53
 """Microseconds since 1970 UTC; inside the integers that every JSON reader keeps exact."""
 ORDINAL_MAX = 2**32 - 1
 OPEN_ORDERS_MAX = 100_000
+REPLICAS_MAX = 255
 SESSION_TIMEOUT_MS_MIN = 100
 SESSION_TIMEOUT_MS_MAX = 86_400_000
 

@@ -54,7 +54,10 @@ def time_step(state: State, command: TimeStep) -> AnyResult:
 
 
 def report_digest(state: State, command: ReportDigest) -> AnyResult:
-    """Compare what replicas computed. Where no majority of the reports agrees, nobody may write any more."""
+    """Compare what replicas computed, as soon as a majority of all replicas agrees or none can any more.
+
+    Until then a difference waits for the other reports. Without a majority nobody may write any more.
+    """
     report = (command.digest_index, command.member, command.digest)
     if report in state.digest_reports:
         return Done()
@@ -65,11 +68,12 @@ def report_digest(state: State, command: ReportDigest) -> AnyResult:
     state.digest_reports = sorted(one for one in kept if one[0] >= index_min)
 
     digests = {member: digest for index, member, digest in kept if index == command.digest_index}
-    counts = Counter(digests.values())
-    if len(counts) > 1:
-        majority = [digest for digest, count in counts.items() if count * 2 > len(digests)]
-        members = sorted(member for member, digest in digests.items() if digest not in majority)
-        if not majority:
-            state.writes_stopped = True
-        state.events.append(DigestDisagreed(command.digest_index, tuple(members)))
+    ((digest, count), *others) = Counter(digests.values()).most_common()
+    replicas = max(command.replicas, len(digests))
+    if others and count * 2 > replicas:
+        outvoted = sorted(member for member, told in digests.items() if told != digest)
+        state.events.append(DigestDisagreed(command.digest_index, tuple(outvoted)))
+    elif others and (count + replicas - len(digests)) * 2 <= replicas:
+        state.writes_stopped = True
+        state.events.append(DigestDisagreed(command.digest_index, tuple(sorted(digests))))
     return Done()

@@ -75,7 +75,7 @@ def test_a_follower_proposes_no_step_and_answers_the_leaders_digest(tmp_path: Pa
         index = caller.node.machine.applied_index
         digest = caller.node.machine.digest_at(index)
         assert digest is not None
-        report = Envelope("", "", 0, encode_command(ReportDigest("dc-b", index, digest)))
+        report = Envelope("", "", 0, encode_command(ReportDigest("dc-b", index, digest, 2)))
         engine.commit(encode_batch(1, [report]))
         decode = msgspec.msgpack.Decoder(Forward).decode
         told = [
@@ -84,11 +84,13 @@ def test_a_follower_proposes_no_step_and_answers_the_leaders_digest(tmp_path: Pa
             if kind == FORWARD
             for one in decode(body).commands
         ]
-        assert told == [ReportDigest("dc-a", index, digest)]
+        assert told == [ReportDigest("dc-a", index, digest, 2)]
         # A report of one that does not lead is not answered, nor our own: that would never end.
         engine.sent.clear()
         for member in ("dc-a", "dc-c"):
-            engine.commit(encode_batch(1, [Envelope("", "", 0, encode_command(ReportDigest(member, index, digest)))]))
+            engine.commit(
+                encode_batch(1, [Envelope("", "", 0, encode_command(ReportDigest(member, index, digest, 2)))])
+            )
         assert engine.sent == []
         await asyncio.sleep(0.2)
         assert not logged(engine, TimeStep)
@@ -114,7 +116,7 @@ def test_replicas_that_disagree_stop_writing(tmp_path: Path) -> None:
     async def talk(caller: Caller, engine: SoloEngine) -> None:
         await caller.list_market()
         index = caller.node.machine.applied_index
-        reports = [ReportDigest(member, index, bytes([fill]) * 32) for member, fill in (("dc-a", 1), ("dc-b", 2))]
+        reports = [ReportDigest(member, index, bytes([fill]) * 32, 2) for member, fill in (("dc-a", 1), ("dc-b", 2))]
         engine.commit(encode_batch(1, [Envelope("", "", 0, encode_command(report)) for report in reports]))
         status, error, _ = await caller.call("POST", "/v1/orders", BUY)
         assert (status, error["error"]) == (503, "writes_stopped")
@@ -134,7 +136,7 @@ def test_a_replica_that_differs_from_the_majority_leaves(tmp_path: Path) -> None
             for odd in ("dc-c", "dc-a"):
                 index = caller.node.machine.applied_index
                 for member in sorted(("dc-a", "dc-b", "dc-c"), key=lambda name, odd=odd: name == odd):
-                    report = ReportDigest(member, index, bytes([member == odd]) * 32)
+                    report = ReportDigest(member, index, bytes([member == odd]) * 32, 3)
                     engine.commit(encode_batch(1, [Envelope("", "", 0, encode_command(report))]))
                 assert bool(ended) == (odd == "dc-a")
             assert ended[0][0] == 74

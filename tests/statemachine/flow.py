@@ -179,7 +179,7 @@ class Flow:
         if choice < 0.8:
             return c.BeatSession(account, self.session(account))
         self.reports += 1
-        return c.ReportDigest(f"member-{self.reports % 3}", self.reports // 3, bytes(16))
+        return c.ReportDigest(f"member-{self.reports % 3}", self.reports // 3, bytes(16), 3)
 
 
 @cache

@@ -59,7 +59,7 @@ VERBS: dict[str, tuple[type[c.Command], str, dict[str, Any]]] = {
     "beat": (c.BeatSession, "account session", {}),
     "close_session": (c.CloseSession, "account session", {}),
     "step": (c.TimeStep, "", {}),
-    "report": (c.ReportDigest, "member digest_index digest", {}),
+    "report": (c.ReportDigest, "member digest_index digest replicas", {}),
     "rules": (c.ActivateRules, "version", {}),
 }
 HIDDEN = {"at_us", "limits", "calendar", "base", "quote", "price_scale", "quantity_scale", "tick", "lot"}

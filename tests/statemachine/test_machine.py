@@ -11,7 +11,7 @@ from statemachine.memory import MemoryBacking
 from statemachine.records import Applied
 from statemachine.results import AnyResult, Done, Moved, Refused, Repeat
 from statemachine.state import DUE_SLACK, State
-from statemachine.types import CHUNK_ORDERS, KEY_BUCKET_US, KEY_RETENTION_US
+from statemachine.types import CHUNK_ORDERS, KEY_BUCKET_US, KEY_RETENTION_US, SENT_AHEAD_US_MAX
 from tests.statemachine.talk import START_US, Talk
 
 LISTED = ("asset USD 2", "asset XYZ 0", "instrument XYZ-USD XYZ USD 2", "account alice", "account bob")
@@ -32,8 +32,8 @@ def apply(made: Talk, *envelopes: Envelope, stamp_us: int | None = None) -> Appl
     return applied
 
 
-def deposit(key: str, units: int = 1) -> Envelope:
-    return Envelope("@custodian", key, 0, encode_command(c.Deposit("alice", "USD", units)))
+def deposit(key: str, units: int = 1, *, sent_at_us: int = 0) -> Envelope:
+    return Envelope("@custodian", key, sent_at_us, encode_command(c.Deposit("alice", "USD", units)))
 
 
 def test_time_is_the_stamp_forced_forward() -> None:
@@ -98,11 +98,27 @@ def test_keys_of_a_bucket_go_together() -> None:
     apply(made, deposit("early"), stamp_us=bucket_start_us)
     late = apply(made, deposit("late"), stamp_us=bucket_start_us + KEY_BUCKET_US - 1)
     assert [bucket for bucket, _, _ in late.keys] == [bucket_start_us // KEY_BUCKET_US]
-    end_us = bucket_start_us + KEY_BUCKET_US + KEY_RETENTION_US
+    end_us = bucket_start_us + KEY_BUCKET_US + KEY_RETENTION_US + SENT_AHEAD_US_MAX
     assert isinstance(apply(made, deposit("early"), stamp_us=end_us - 2).results[0], Repeat)
     assert made.machine.collect().drop_buckets_before == bucket_start_us // KEY_BUCKET_US
     assert isinstance(apply(made, deposit("late"), stamp_us=end_us).results[0], Moved)
     assert made.machine.collect().drop_buckets_before == bucket_start_us // KEY_BUCKET_US + 1
+
+
+def test_a_key_is_known_for_as_long_as_its_command_may_be_taken() -> None:
+    """A sender whose clock is ahead may repeat its command for longer than the retention."""
+    made = talk()
+    bucket_end_us = (START_US // KEY_BUCKET_US + 2) * KEY_BUCKET_US
+    sent_at_us = bucket_end_us - 1 + SENT_AHEAD_US_MAX
+    assert isinstance(apply(made, deposit("a", sent_at_us=sent_at_us), stamp_us=bucket_end_us - 1).results[0], Moved)
+    for stamp_us, expected in (
+        (bucket_end_us + KEY_RETENTION_US, Repeat),
+        (sent_at_us + KEY_RETENTION_US, Repeat),
+        (sent_at_us + KEY_RETENTION_US + 1, Refused),
+    ):
+        applied = apply(made, deposit("a", sent_at_us=sent_at_us), stamp_us=stamp_us)
+        assert type(applied.results[0]) is expected, applied.results
+        made.machine.collect()
 
 
 def test_only_what_changed_is_collected() -> None:

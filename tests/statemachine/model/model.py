@@ -241,7 +241,7 @@ class Model:
             raise No(Code.key_too_old)
         if envelope.sent_at_us > self.now + bounds.sent_ahead_us:
             raise No(Code.sent_in_future)
-        oldest_bucket = (self.now - bounds.key_retention_us) // bounds.key_bucket_us
+        oldest_bucket = (self.now - bounds.key_retention_us - bounds.sent_ahead_us) // bounds.key_bucket_us
         alive = [key for key in self.keys if key.bucket >= oldest_bucket]
         print_ = fingerprint(envelope.body, envelope.sent_at_us)
         for key in reversed(alive):
@@ -961,14 +961,24 @@ class Model:
         kept = sorted({index for index, _, _ in self.reports})[-64:]
         self.reports = [report for report in self.reports if report[0] in kept]
         told = {member: digest for index, member, digest in self.reports if index == c.digest_index}
-        digests = list(told.values())
-        if len(set(digests)) > 1 and not repeated:
-            agreed = [digest for digest in digests if 2 * digests.count(digest) > len(digests)]
-            self.stopped = self.stopped or not agreed
-            members = sorted(member for member, digest in told.items() if digest not in agreed)
-            self.log.happened.append(("disagreed", c.digest_index, tuple(members)))
-            self.met("digests disagree, " + ("with" if agreed else "without") + " a majority")
+        if len(set(told.values())) > 1 and not repeated:
+            self.met("digests disagree, " + self.judge(c, told))
         return Done()
+
+    def judge(self, c: ReportDigest, told: dict[str, bytes]) -> str:
+        """Could each digest, with every replica that is still to report, have a majority of all of them?"""
+        replicas = max(c.replicas, len(told))
+        votes = [list(told.values()).count(digest) for digest in told.values()]
+        if any(2 * count > replicas for count in votes):
+            agreed = max(told.values(), key=list(told.values()).count)
+            outvoted = sorted(member for member, digest in told.items() if digest != agreed)
+            self.log.happened.append(("disagreed", c.digest_index, tuple(outvoted)))
+            return "with a majority"
+        if any(2 * (count + replicas - len(told)) > replicas for count in votes):
+            return "and more may come"
+        self.stopped = True
+        self.log.happened.append(("disagreed", c.digest_index, tuple(sorted(told))))
+        return "without a majority"
 
 
 def hours_of(calendar: Calendar, day: int) -> SessionHours | None:

@@ -170,6 +170,8 @@ MUTANTS = [
         "    while chunk > 0:\n        due",
         "    while True:\n        due",
     ),
+    Mutant("a majority of those heard is enough", "rules/time.py", "count * 2 > replicas", "count * 2 > len(digests)"),
+    Mutant("those unheard are not waited for", "rules/time.py", "+ replicas - len(digests)) * 2", ") * 2"),
     Mutant("a voided withdrawal stays held", "rules/money.py", "    state.release(", "    0 and state.release("),
     Mutant("supply has no bound", "rules/money.py", "if supply_units > asset.supply_units_max:", "if False:"),
     Mutant(

@@ -311,13 +311,13 @@ class Writer:
                 return self.instrument(step)
             case 13:
                 return OpenAccount(choose(("dan", "ann"), step[4]), 1 + step[5])
-            case 14:
+            case 14 if step[4] > 200:
                 return ActivateRules(choose((1, 99), step[4]))
             case _:
                 self.digests += 1
-                return ReportDigest(
-                    choose(("a", "b", "c"), step[5]), 1 + self.digests // 3, bytes(15) + bytes([step[6] // 180])
-                )
+                digest = bytes(15) + bytes([step[6] // 180])
+                member = choose(("a", "b", "c", "d"), step[5])
+                return ReportDigest(member, 1 + self.digests // 8, digest, choose((2, 3, 4), step[7]))
 
     def limits(self, step: bytes) -> Limits:
         return Limits(

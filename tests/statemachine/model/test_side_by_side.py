@@ -65,6 +65,8 @@ HAS_TO_HAPPEN = {
     "a resting buy keeps less than a new one would hold",
     "a time step leaves more",
     "decrement: both end",
+    "digests disagree, and more may come",
+    "digests disagree, with a majority",
     "digests disagree, without a majority",
     "decrement: one ends",
     "fok looks beyond the band",

@@ -6,13 +6,13 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statemachine.codec import oldest_bucket
 from statemachine.inspection import inspect_here
 from statemachine.records import Applied
 from statemachine.store import Store
 from statemachine.store_flush import Flush
 from statemachine.store_rows import DAY_US, Kind
 from statemachine.store_sealing import Retention, Seal
-from statemachine.types import KEY_BUCKET_US, KEY_RETENTION_US
 from tests.statemachine.store.made import Made, digest_of_key
 
 STEP_US = DAY_US // 4
@@ -44,7 +44,7 @@ class Life:
         self.flush, self.seal = None, None
 
     def live_from(self) -> int:
-        return max(0, (self.made.time_us(self.made.index) - KEY_RETENTION_US) // KEY_BUCKET_US)
+        return oldest_bucket(self.made.time_us(self.made.index))
 
     def do(self, op: str) -> None:
         store = self.store
