@@ -1,10 +1,14 @@
 """The outgoing side of one WebSocket: bounded, written by one task, cut off when its reader is too slow."""
 
 import asyncio
+import struct
 import time
 from collections.abc import Callable
 
-from aiohttp import WSMsgType, web
+import structlog
+from aiohttp import WSMsgType
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.stream")
 
 CLOSE_SHUTDOWN = 1012
 """The node leaves; resume on another one. (RFC 6455's registry: service restart.)"""
@@ -17,22 +21,24 @@ CLOSE_EPOCH_CHANGED = 4409
 _REASON_BYTES_MAX = 120
 """A close frame holds 125 bytes, two of them the code."""
 _CLOSE_TIMEOUT_S = 2.0
-
-
-def _reason(text: str) -> bytes:
-    return text.encode()[:_REASON_BYTES_MAX]
+_UNSENT_BYTES_MAX = 256 * 1024
+"""While the kernel has so much left to take, nothing more is written."""
+_LOOK_S = 0.002
+_HEADER_16 = struct.Struct(">BBH").pack
+_HEADER_64 = struct.Struct(">BBQ").pack
 
 
 class Channel:
     """Messages go out in the order of `send`, which never waits.
 
-    What was put in during one turn of the loop is written in the next one, together. More than bytes_max
-    waiting, or no progress for stall_s, and the consumer is cut off: `on_slow` names the position to resume from.
+    What was put in during one turn of the loop is written in the next one as one piece: a write costs 3 to 7 us
+    (measured, uvloop), so forty answers written one by one through aiohttp cost ten times as much as joined.
+    More than bytes_max waiting, or no progress for stall_s, and the consumer is cut off: `on_slow` names the
+    position to resume from.
     """
 
     def __init__(
         self,
-        socket: web.WebSocketResponse,
         transport: asyncio.Transport | None,
         *,
         bytes_max: int,
@@ -42,7 +48,6 @@ class Channel:
         self.waiting_bytes = 0
         self.is_cut = False
         self.sent_at_s = time.monotonic()
-        self._socket = socket
         self._transport = transport
         self._bytes_max = bytes_max
         self._stall_s = stall_s
@@ -94,9 +99,11 @@ class Channel:
                 self.is_cut = True
                 # Not WebSocketResponse.close: beside a reader that waits, it closes the connection at once, and a
                 # client that answers the goodbye sees a broken connection instead of the code.
-                await self._socket.send_frame(code.to_bytes(2, "big") + _reason(reason), WSMsgType.CLOSE)
+                if self._transport is not None and not self._transport.is_closing():
+                    goodbye = code.to_bytes(2, "big") + reason.encode()[:_REASON_BYTES_MAX]
+                    self._transport.write(_header(len(goodbye), WSMsgType.CLOSE) + goodbye)
                 await self._ended.wait()
-        except (TimeoutError, ConnectionError, RuntimeError):
+        except TimeoutError:
             self.abort()
 
     async def flush(self) -> None:
@@ -125,22 +132,48 @@ class Channel:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        send_frame = self._socket.send_frame
+        transport = self._transport
         try:
-            while True:
+            while transport is not None:
                 if not self._queue:
                     self._idle.set()
                     self._wake = loop.create_future()
                     await self._wake
                 queue, self._queue = self._queue, []
+                if transport.is_closing():
+                    return  # the connection is gone; the reader sees it too
+                parts: list[bytes] = []
+                size = 0
+                for message, opcode in queue:
+                    parts += (_header(len(message), opcode), message)
+                    size += len(message)
+                transport.write(b"".join(parts))
                 self.sent_at_s = time.monotonic()
-                for data, opcode in queue:
-                    await send_frame(data, opcode)
-                    self.waiting_bytes -= len(data)
-                    self.sent_at_s = time.monotonic()
-        except (ConnectionError, RuntimeError):
-            pass  # the connection is gone; the reader sees it too
+                if transport.get_write_buffer_size() > _UNSENT_BYTES_MAX:
+                    await self._taken(transport)
+                self.waiting_bytes -= size
+        except Exception:
+            log.exception("the writer of a stream failed")
+            self.abort()  # a stream that takes commands and answers none would be worse
         finally:
             self.is_cut = True
             self._wake = None
             self._idle.set()
+
+    async def _taken(self, transport: asyncio.Transport) -> None:
+        """Wait until the other side has taken most of what was written. Rare, so looking now and then will do."""
+        before = transport.get_write_buffer_size()
+        while (unsent := transport.get_write_buffer_size()) > _UNSENT_BYTES_MAX and not transport.is_closing():
+            if unsent < before:
+                self.sent_at_s = time.monotonic()
+            before = unsent
+            await asyncio.sleep(_LOOK_S)
+
+
+def _header(size: int, opcode: int) -> bytes:
+    """Of an unfragmented, unmasked frame, as servers send them (RFC 6455, 5.2)."""
+    if size < 126:
+        return bytes((0x80 | opcode, size))
+    if size < 65_536:
+        return _HEADER_16(0x80 | opcode, 126, size)
+    return _HEADER_64(0x80 | opcode, 127, size)

@@ -149,7 +149,6 @@ class Connection:
         self._idle = asyncio.Event()
         self._idle.set()
         self.channel = Channel(
-            socket,
             request.transport,
             bytes_max=hub.node.config.limits.stream_buffer_bytes_max,
             stall_s=STALL_S,
@@ -578,10 +577,13 @@ class StreamHub:
         if connections:
             timeout_s = timeout_ms / 1000
             pause_s = timeout_s / 2 / len(connections)
-            async with asyncio.TaskGroup() as group:
-                for connection in connections:
-                    group.create_task(connection.drain(timeout_s=timeout_s / 4))
-                    await asyncio.sleep(pause_s)
+            drains: list[asyncio.Task[None]] = []
+            for connection in connections:
+                drains.append(asyncio.create_task(connection.drain(timeout_s=timeout_s / 4), name="drain"))
+                await asyncio.sleep(pause_s)
+            for ended in await asyncio.gather(*drains, return_exceptions=True):
+                if ended is not None:
+                    log.error("a stream could not be drained", error=repr(ended))
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
