@@ -6,7 +6,7 @@ from cluster import wire
 from node.catalogue import Catalogue
 from node.outcomes import RuleRefused, rendered
 from node.submit import Outcome
-from statemachine.codec import key_digest
+from statemachine.codec import key_digest, oldest_bucket
 from statemachine.records import KeyRecord
 from statemachine.results import (
     AnyResult,
@@ -17,7 +17,6 @@ from statemachine.results import (
     Replaced,
     WithdrawalPending,
 )
-from statemachine.types import KEY_BUCKET_US, KEY_RETENTION_US
 
 
 class Keys(Protocol):
@@ -47,8 +46,7 @@ class Answers:
 
     def of_key(self, scope: str, key: str) -> Outcome | None:
         """The first answer to this key, or None when it is not known within retention."""
-        bucket_min = max(0, (self._clock.time_us - KEY_RETENTION_US) // KEY_BUCKET_US)
-        record = self._keys.key(key_digest(scope, key), bucket_min)
+        record = self._keys.key(key_digest(scope, key), oldest_bucket(self._clock.time_us))
         if record is None:
             return None
         result = self._results.result(record.index, record.ordinal)
