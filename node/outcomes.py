@@ -80,7 +80,7 @@ ERRORS: dict[Code, tuple[int, str]] = {
     Code.post_only_not_allowed: (422, "post_only goes with limit orders that may rest"),
     Code.sessions_limit: (422, "the account has as many sessions open as it may: close some first"),
     Code.withdrawals_limit: (422, "the account has as many withdrawals pending as it may: post or void some first"),
-    Code.unknown_rules: (422, "this program does not know that version of the rules: upgrade all members first"),
+    Code.unknown_rules: (422, "these rules, or newer ones, are in force already"),
 }
 """HTTP status and message of each refusal; its name is the word."""
 

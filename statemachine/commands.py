@@ -14,6 +14,7 @@ from statemachine.types import (
     OPEN_ORDERS_MAX,
     QUANTITY_LOTS_MAX,
     REPLICAS_MAX,
+    RULES_VERSIONS,
     SESSION_TIMEOUT_MS_MAX,
     SESSION_TIMEOUT_MS_MIN,
     AccountId,
@@ -292,9 +293,13 @@ class ReportDigest(Command, frozen=True, tag=23):
 
 
 class ActivateRules(Command, frozen=True, tag=24):
-    """Switch to a newer version of the rules, on all members at this index."""
+    """Switch to a newer version of the rules, on all members at this index.
 
-    version: Annotated[int, Meta(ge=1, le=1_000_000)]
+    A version that this program does not know can't be decoded, so it stops here, as an unknown batch does:
+    going on by the old rules would end in another state than that of the members that know the new ones.
+    """
+
+    version: Annotated[int, Meta(ge=1, le=RULES_VERSIONS[-1])]
 
 
 AnyCommand = (

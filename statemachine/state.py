@@ -7,7 +7,7 @@ applied writes what it did into `applied`.
 from heapq import heapify, heappop, heappush
 
 from statemachine.accounts import Account, Balance, Session
-from statemachine.codec import oldest_bucket
+from statemachine.codec import UnknownFormat, oldest_bucket
 from statemachine.codes import Code
 from statemachine.events import AnyEvent, OrderClosed
 from statemachine.instrument import Instrument
@@ -29,6 +29,7 @@ from statemachine.results import Refused
 from statemachine.types import (
     FEES,
     ROUNDING,
+    RULES_VERSIONS,
     SYSTEM_ACCOUNTS,
     WORLD,
     LedgerReason,
@@ -110,8 +111,11 @@ class State:
     )
 
     def __init__(self, backing: Backing, stored: StoredState) -> None:
+        """Raises UnknownFormat: the state goes by rules that this program does not know."""
         meta = stored.meta
         must(meta.version == RECORDS_VERSION, "records of an unknown version", meta.version)
+        if meta.rules_version > RULES_VERSIONS[-1]:
+            raise UnknownFormat(f"rules version {meta.rules_version}; this program knows up to {RULES_VERSIONS[-1]}")
         self.backing = backing
         self.index = meta.applied_index
         self.time_us = meta.time_us

@@ -153,4 +153,4 @@ SESSIONS_OPEN_MAX = 100
 DIGEST_REPORTS_MAX = 64
 """Log indexes of which reported digests are kept."""
 RULES_VERSIONS = (1,)
-"""Versions of the rules that this program knows."""
+"""Versions of the rules that this program knows, the newest last."""

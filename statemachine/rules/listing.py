@@ -17,7 +17,7 @@ from statemachine.instrument import Instrument, limits_are_valid, unit_sizes
 from statemachine.records import AssetRecord, InstrumentRecord
 from statemachine.results import AnyResult, Done
 from statemachine.state import State, refused
-from statemachine.types import REFERENCE_AHEAD_US_MAX, RULES_VERSIONS, Mode
+from statemachine.types import REFERENCE_AHEAD_US_MAX, Mode
 
 DONE = Done()
 
@@ -145,8 +145,9 @@ def set_reference(state: State, command: SetReference) -> AnyResult:
 
 
 def activate_rules(state: State, command: ActivateRules) -> AnyResult:
-    if command.version not in RULES_VERSIONS:
-        return refused(Code.unknown_rules, RULES_VERSIONS[-1], command.version)
+    """Never back and never the same again. Versions that this program does not know never come this far."""
+    if command.version <= state.rules_version:
+        return refused(Code.unknown_rules, state.rules_version + 1, command.version)
 
     # ---- every refusal is above this line ----
     state.rules_version = command.version

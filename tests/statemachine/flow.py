@@ -169,7 +169,7 @@ class Flow:
         if choice < 0.94:
             return c.SetCalendar(symbol, c.Calendar(WEEKLY, random.choice((-60, 0, 60))))
         if choice < 0.96:
-            return c.ActivateRules(random.choice((1, 2)))
+            return c.ActivateRules(1)
         return c.Deposit(random.choice(ACCOUNTS), "USD", random.randint(1, 10_000))
 
     def of_member(self, account: str) -> c.Command:

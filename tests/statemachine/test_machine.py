@@ -1,17 +1,20 @@
 """The machine around the rules: time, indexes, formats, keys within a batch, what is dirty, what stops it."""
 
+import msgspec
 import pytest
 
 from statemachine import codec
 from statemachine import commands as c
 from statemachine.codec import Envelope, UnknownFormat, encode_batch, encode_command
+from statemachine.codes import Code
+from statemachine.events import RulesActivated
 from statemachine.invariants import InvariantBroken
 from statemachine.machine import DIGESTS_KEPT, RULES, Machine
 from statemachine.memory import MemoryBacking
 from statemachine.records import Applied
 from statemachine.results import AnyResult, Done, Moved, Refused, Repeat
-from statemachine.state import DUE_SLACK, State
-from statemachine.types import CHUNK_ORDERS, KEY_BUCKET_US, KEY_RETENTION_US, SENT_AHEAD_US_MAX
+from statemachine.state import DUE_SLACK, State, empty_state
+from statemachine.types import CHUNK_ORDERS, KEY_BUCKET_US, KEY_RETENTION_US, RULES_VERSIONS, SENT_AHEAD_US_MAX
 from tests.statemachine.talk import START_US, Talk
 
 LISTED = ("asset USD 2", "asset XYZ 0", "instrument XYZ-USD XYZ USD 2", "account alice", "account bob")
@@ -68,6 +71,35 @@ def test_what_is_not_understood_changes_nothing() -> None:
         with pytest.raises(UnknownFormat):
             made.machine.apply(made.machine.applied_index + 1, payload)
         assert (made.machine.applied_index, made.machine.digest, made.machine.account("alice")) == before
+
+
+def test_rules_that_are_not_known_stop_the_machine() -> None:
+    """Members whose programs know them go on by them; going on by the old ones here would be another state."""
+    made = talk()
+    before = (made.machine.applied_index, made.machine.digest)
+    newest = RULES_VERSIONS[-1]
+    body = encode_command(c.ActivateRules(newest))
+    assert codec.encode([24, newest]) == body
+    with pytest.raises(UnknownFormat):
+        apply(made, deposit("before"), Envelope("@operator", "k", 0, codec.encode([24, newest + 1])))
+    assert (made.machine.applied_index, made.machine.digest) == before
+    assert apply(made, Envelope("@operator", "k", 0, body)).results == [Refused(Code.unknown_rules, newest + 1, newest)]
+
+
+def test_rules_are_activated_once() -> None:
+    older = msgspec.structs.replace(empty_state().meta, rules_version=0)
+    made = Machine(MemoryBacking(), msgspec.structs.replace(empty_state(), meta=older))
+    body = encode_command(c.ActivateRules(1))
+    applied = made.apply(1, encode_batch(0, [Envelope("@operator", key, 0, body) for key in ("a", "b")]))
+    assert applied.results == [Done(), Refused(Code.unknown_rules, 2, 1)]
+    assert applied.events == [RulesActivated(1)]
+    assert made.collect().meta.rules_version == 1
+
+
+def test_a_state_by_rules_that_are_not_known_is_not_opened() -> None:
+    newer = msgspec.structs.replace(empty_state().meta, rules_version=RULES_VERSIONS[-1] + 1)
+    with pytest.raises(UnknownFormat, match="rules version"):
+        Machine(MemoryBacking(), msgspec.structs.replace(empty_state(), meta=newer))
 
 
 def test_digests_are_kept_by_index() -> None:

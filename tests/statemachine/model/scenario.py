@@ -312,7 +312,7 @@ class Writer:
             case 13:
                 return OpenAccount(choose(("dan", "ann"), step[4]), 1 + step[5])
             case 14 if step[4] > 200:
-                return ActivateRules(choose((1, 99), step[4]))
+                return ActivateRules(1)
             case _:
                 self.digests += 1
                 digest = bytes(15) + bytes([step[6] // 180])
