@@ -205,7 +205,9 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True, tag="listen", tag_
 
 
 class GuardOrders(Struct, frozen=True, forbid_unknown_fields=True, tag="cancel_on_disconnect", tag_field="action"):
-    """Open a session for an account; orders that name it die timeout_ms after the stream is gone."""
+    """Open a session for an account, named by the key. Orders that name it die with the stream: at once when it
+    closes, at the latest timeout_ms after its last sign of life. A node that drains leaves the client that time to
+    open the same session, with the same key, elsewhere."""
 
     account: Text
     timeout_ms: Annotated[int, Meta(ge=100, le=86_400_000)]

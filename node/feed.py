@@ -36,7 +36,7 @@ from node.errors import (
     Unauthenticated,
 )
 from node.event_views import Catalogue, EventViews, Position
-from node.feed_snapshot import Snapshots
+from node.feed_snapshot import IDLE_S, Snapshots
 from node.outcomes import at
 from node.private_events import Past, resume_position
 from statemachine.codec import decode_events
@@ -205,6 +205,8 @@ class Feed:
         _may_follow(request.get(PRINCIPAL))
         limit = _number(request, "limit", PAGE_EVENTS, 1, PAGE_EVENTS_MAX)
         page = self.snapshots.page(request.query.get("page_token", ""), limit=limit)
+        # A snapshot that is forgotten must not keep LMDB from using its pages again.
+        asyncio.get_running_loop().call_later(IDLE_S + 1.0, self.snapshots.sweep)
         source = self.source
         body = {
             "position": str(Position.behind(source.group, source.epoch, page.index)),

@@ -21,7 +21,7 @@ from msgspec import Struct
 from node import errors
 from node.context import PRINCIPAL, REQUEST_ID, Node
 from node.errors import NodeError, error_body
-from node.tracing import TraceContext, enter
+from node.tracing import TraceContext, enter, record
 
 if TYPE_CHECKING:
     from node.config import NodeLimits
@@ -245,7 +245,7 @@ def middlewares(node: Node, limits: HttpLimits | None = None) -> list[Middleware
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
         request[REQUEST_ID] = request_id
         request[TRACE] = trace = enter(request.headers.get("traceparent", ""))
-        began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
         try:
             response = await _answered(request, handler, request_id)
         finally:
@@ -256,7 +256,10 @@ def middlewares(node: Node, limits: HttpLimits | None = None) -> list[Middleware
             response.headers["traceparent"] = trace.traceparent
         node.metrics.requests.labels(request.method, str(response.status)).inc()
         if not isinstance(response, web.WebSocketResponse):
-            node.metrics.request_seconds.labels(request.method).observe(time.perf_counter() - began)
+            node.metrics.request_seconds.labels(request.method).observe((time.perf_counter_ns() - began_ns) / 1e9)
+            record(
+                f"{request.method} {_route(request)}", trace, began_ns, status=response.status, request_id=request_id
+            )
         return response
 
     @web.middleware
@@ -297,6 +300,12 @@ def middlewares(node: Node, limits: HttpLimits | None = None) -> list[Middleware
         return response
 
     return [answer, bound, authenticate]
+
+
+def _route(request: web.Request) -> str:
+    """The route's pattern: spans of one kind have one name."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unknown"
 
 
 async def _answered(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:

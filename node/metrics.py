@@ -12,7 +12,9 @@ from prometheus_client.process_collector import ProcessCollector
 from cluster.consensus.engine import EngineStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-STAGES = ("door", "queue", "commit", "apply", "answer", "read", "flush")
+STAGES = ("commit", "apply", "answer", "read", "flush")
+"""commit: from proposed to applied, one batch. apply: one batch. answer: one frame of a stream, from the door to its
+answers. read: until a read may begin. flush: one transaction of the store."""
 LATENCY_S = (
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip

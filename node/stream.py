@@ -43,6 +43,7 @@ from node.order_guard import OrderGuard
 from node.outcomes import RuleRefused, answer
 from node.private_events import PrivateEvents, resume_position
 from node.submit import Outcome, Prepared
+from node.tracing import TraceContext, record
 from statemachine.codes import Code
 from statemachine.events import SessionChanged
 from statemachine.records import Applied
@@ -110,7 +111,7 @@ def key_of(request: wire.AnyRequest) -> str:
 class _Frame:
     """One Submit under way. refused: answers that were ready before it was submitted, by position."""
 
-    __slots__ = ("began", "format", "id", "prepared", "refused", "size")
+    __slots__ = ("began_ns", "format", "id", "prepared", "refused", "size", "trace")
 
     def __init__(
         self, number: int, prepared: list[Prepared], refused: dict[int, wire.Answer], size: int, how: Format
@@ -120,7 +121,8 @@ class _Frame:
         self.refused = refused
         self.size = size
         self.format = how
-        self.began = time.perf_counter()
+        self.trace: TraceContext | None = None
+        self.began_ns = time.perf_counter_ns()
 
 
 class Connection:
@@ -143,7 +145,7 @@ class Connection:
         self._close_code = 0
         self._close_reason = ""
         trace = request.get(TRACE)
-        self._traceparent = trace.traceparent if trace is not None and trace.sampled else ""
+        self._trace = trace if trace is not None and trace.sampled else None
         self._node = hub.node
         self._listening: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
@@ -294,7 +296,11 @@ class Connection:
             return
         self.in_flight += len(prepared)
         self._idle.clear()
-        future = self._node.submitter.start(prepared, timeout_ms=timeout_ms, traceparent=self._traceparent)
+        traceparent = ""
+        if self._trace is not None:
+            frame.trace = self._trace.child()
+            traceparent = frame.trace.traceparent
+        future = self._node.submitter.start(prepared, timeout_ms=timeout_ms, traceparent=traceparent)
         future.add_done_callback(partial(self._done, frame))
 
     async def _look_again(self) -> None:
@@ -355,7 +361,7 @@ class Connection:
         principal, private = self.principal, self.hub.private
         if principal is None:
             return
-        if principal.role in (Role.operator, Role.feed):
+        if principal.role not in (Role.trader, Role.auditor):
             raise Forbidden(f"a {principal.role} reads no private events")
         for account in action.accounts:
             if not principal.may_touch(account):
@@ -430,7 +436,9 @@ class Connection:
             results = [refused[place] if place in refused else next(rest) for place in range(frame.size)]
         token = self._node.session_tokens.issue(index) if index else ""
         self.channel.send(frame.format.encode(wire.Answers(frame.id, results, token)), frame.format.opcode)
-        self.hub.observe(frame.began, results)
+        self.hub.observe(frame.began_ns, results)
+        if frame.trace is not None:
+            record("stream submit", frame.trace, frame.began_ns, commands=frame.size, index=index)
 
     def deliver(self, position: str, events: list[View]) -> None:
         self.position = position
@@ -547,8 +555,8 @@ class StreamHub:
                     if connection.guard.ended(event.account, event.session):
                         connection.send(wire.Guarding(event.account, event.session, timeout_ms, open=False))
 
-    def observe(self, began: float, results: list[wire.Answer]) -> None:
-        self._seconds.observe(time.perf_counter() - began)
+    def observe(self, began_ns: int, results: list[wire.Answer]) -> None:
+        self._seconds.observe((time.perf_counter_ns() - began_ns) / 1e9)
         done = 0
         for one in results:
             if not one.error:

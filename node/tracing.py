@@ -72,21 +72,24 @@ def span(name: str, context: TraceContext | None, **fields: object) -> Iterator[
         return
     own = context.child()
     began_ns = time.perf_counter_ns()
-    error = ""
     try:
         yield own
     except BaseException as failure:
-        error = type(failure).__name__
+        fields["error"] = type(failure).__name__
         raise
     finally:
-        if error:
-            fields["error"] = error
+        record(name, own, began_ns, **fields)
+
+
+def record(name: str, context: TraceContext, began_ns: int, **fields: object) -> None:
+    """Log a span that ends now. began_ns: of time.perf_counter_ns."""
+    if context.sampled:
         log.info(
             "span",
             name=name,
-            trace_id=own.trace_id,
-            span_id=own.span_id,
-            parent_id=own.parent_id,
+            trace_id=context.trace_id,
+            span_id=context.span_id,
+            parent_id=context.parent_id,
             duration_us=(time.perf_counter_ns() - began_ns) // 1000,
             **fields,
         )

@@ -124,7 +124,8 @@ def reading(handler: Handler) -> Handler:
         node = request.app[NODE]
         if not node.ready:
             raise NotReady("this node is starting or leaving: ask another member")
-        await begin_read(request, node)
+        with node.metrics.stage("read"):
+            await begin_read(request, node)
         return await handler(request)
 
     return begun

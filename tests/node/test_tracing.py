@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.tracing import configure_logging, enter, parse_traceparent, span
+from tests.node.solo import Solo, bearer, list_market, order, run
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -61,11 +63,13 @@ def test_no_header_breaks_it(header: str) -> None:
 
 
 @pytest.fixture
-def logs() -> Iterator[io.StringIO]:
+def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     stream = io.StringIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configure_logging("info", member="dc-a", stream=stream)
+    # A logger keeps the stream that it was first used with.
+    monkeypatch.setattr("node.tracing.log", structlog.get_logger("tiebreak.trace"))
     yield stream
     structlog.reset_defaults()
     root.handlers[:], root.level = handlers, level
@@ -94,3 +98,21 @@ def test_sampled_spans_are_logged_with_their_parents(logs: io.StringIO) -> None:
     assert (inner["name"], inner["error"], last["name"], last["commands"]) == ("inner", "OSError", "outer", 2)
     assert inner["parent_id"] == last["span_id"]
     assert {inner["trace_id"], last["trace_id"]} == {TRACE}
+
+
+def test_a_request_and_a_frame_are_spans_of_their_callers_trace(tmp_path: Path, logs: io.StringIO) -> None:
+    async def talk() -> None:
+        async with Solo(tmp_path) as solo:
+            await list_market(solo, "alice")
+            headers = {**bearer("trader", "alice"), "traceparent": f"00-{TRACE}-{SPAN}-01"}
+            client = await solo.stream(headers=headers)
+            await client.submit(order("sell", 1, "9.00"), order("sell", 1, "9.00"))
+            async with solo.client.get("/v1/orders", headers=headers) as response:
+                assert response.status == 200
+
+    run(talk())
+    spans = [one for one in map(json.loads, logs.getvalue().splitlines()) if one["event"] == "span"]
+    assert {one["trace_id"] for one in spans} == {TRACE}
+    named = {one["name"]: one for one in spans}
+    assert (named["stream submit"]["commands"], named["GET /v1/orders"]["status"]) == (2, 200)
+    assert named["GET /v1/orders"]["parent_id"] == SPAN
