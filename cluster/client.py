@@ -51,6 +51,8 @@ __all__ = [
 ]
 
 TIMEOUT_MS = 5_000
+UNKNOWN_KEPT_MAX = 10_000
+"""Commands of unknown outcome whose sent_at a client remembers, the newest."""
 
 Amount = str | int | Decimal
 """A decimal: text, whole number or Decimal. No float: 0.1 is not one tenth."""
@@ -104,6 +106,8 @@ class Client:
         """
         self.timeout_ms = timeout_ms
         self._stamp = stamp
+        self._sent_at: dict[str, str] = {}
+        """By key, of commands whose outcome is unknown: a repeat is the same request only if it says the same."""
         self._members = Members(members)
         self._caller = Caller(self._members, token=token, tls=tls)
 
@@ -137,7 +141,7 @@ class Client:
         json: text frames instead of msgpack, to read them on the wire.
         """
         timeout = self.timeout_ms if timeout_ms is None else timeout_ms
-        return Stream(self._caller, self._prepared, timeout_ms=timeout, json=json)
+        return Stream(self._caller, self._prepared, self._settled, timeout_ms=timeout, json=json)
 
     # ---- commands ----
 
@@ -146,7 +150,8 @@ class Client:
         request = self._prepared(request)
         method, path, params, body = _route(request)
         deadline = self._deadline(timeout_ms)
-        return await self._caller.command(method, path, key=request.key, body=body, params=params, deadline=deadline)
+        found = await self._caller.command(method, path, key=request.key, body=body, params=params, deadline=deadline)
+        return self._settled(request, found)
 
     async def place_order(
         self,
@@ -432,7 +437,22 @@ class Client:
     # ---- how ----
 
     def _prepared(self, request: wire.AnyRequest) -> wire.AnyRequest:
+        if self._sent_at and not request.sent_at:
+            sent_at = self._sent_at.get(request.key or getattr(request, "client_order_id", ""), "")
+            request = replace(request, sent_at=sent_at) if sent_at else request
         return prepared(request, stamp=self._stamp)
+
+    def _settled(self, request: wire.AnyRequest, outcome: Outcome) -> Outcome:
+        """Remember when a command of unknown outcome was sent first; forget it once its outcome is known."""
+        if not isinstance(outcome, Unknown):
+            if self._sent_at:
+                self._sent_at.pop(request.key, None)
+            return outcome
+        if request.sent_at:
+            self._sent_at[request.key] = request.sent_at
+            if len(self._sent_at) > UNKNOWN_KEPT_MAX:
+                del self._sent_at[next(iter(self._sent_at))]
+        return replace(outcome, sent_at=request.sent_at)
 
     def _deadline(self, timeout_ms: int | None) -> float:
         return time.monotonic() + (self.timeout_ms if timeout_ms is None else timeout_ms) / 1000

@@ -6,8 +6,11 @@ from msgspec import Struct
 
 from cluster.wire import Answer
 
-KEY_NOT_STORED = frozenset({"key_required", "key_too_old", "sent_in_future", "key_quota_exceeded", "writes_stopped"})
-"""Refusals of the machine that are not kept under the key: they say nothing about an earlier try."""
+KEY_NOT_STORED = frozenset(
+    {"key_required", "key_too_old", "sent_in_future", "key_quota_exceeded", "writes_stopped", "key_reused"}
+)
+"""Refusals of the machine that are not kept under the key: they say nothing about an earlier try. `key_reused` too:
+what stands under the key may be that try, where the node read it otherwise (limits that it completes, say)."""
 
 NODE_CODES_FROM = 1_000
 """In `code % 100_000`: below are the machine's codes, from here on those of the node that was asked."""
@@ -33,6 +36,7 @@ class Done(Struct, frozen=True):
 class Refused(Struct, frozen=True):
     """It did not happen and will not, under this key. `error` is the word to branch on.
 
+    `key_reused`: another request has the key, and so has this one when it was sent first at another time.
     code: HTTP status and five digits. field: what the door refused, where it was one field.
     """
 
@@ -48,10 +52,12 @@ class Unknown(Struct, frozen=True):
     """The deadline came first: it may have happened, or may yet.
 
     Send the same request again with its key, or ask `Client.command(key)`. Never send it under another key.
+    The client that said so repeats it as it was; another one needs `sent_at` too, which is part of the request.
     """
 
     key: str
     cause: str = ""
+    sent_at: str = ""
 
 
 Outcome = Done | Refused | Unknown

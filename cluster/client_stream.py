@@ -3,15 +3,15 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import aiohttp
 import msgspec
 
 from cluster import wire
-from cluster.client_answers import Outcome, Verdict, given_up, judge, outcome
+from cluster.client_answers import Outcome, Refused, Verdict, given_up, judge, outcome
 from cluster.client_http import Backoff, Caller
 from cluster.client_members import describe
 from cluster.wire import COMMANDS_PER_FRAME_MAX, Answer, Answers, AnyRequest, GuardOrders, Listen, OrderUpdates, Submit
@@ -61,9 +61,19 @@ class Stream:
     none has to be tried again on its own (a full queue, an election): that one then comes later.
     """
 
-    def __init__(self, caller: Caller, prepare: Any, *, timeout_ms: int, json: bool = False) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        prepare: Callable[[AnyRequest], AnyRequest],
+        settle: Callable[[AnyRequest, Outcome], Outcome],
+        *,
+        timeout_ms: int,
+        json: bool = False,
+    ) -> None:
+        """prepare: makes a request ready to be sent. settle: is told each outcome, and may add to it."""
         self._caller = caller
         self._prepare = prepare
+        self._settle = settle
         self._timeout_ms = timeout_ms
         self._json = json
         self._encode = msgspec.json.Encoder().encode if json else msgspec.msgpack.Encoder().encode
@@ -115,8 +125,17 @@ class Stream:
         if len(ready) <= COMMANDS_PER_FRAME_MAX:
             return await self._submit_frame(ready, deadline) if ready else []
         frames = [ready[at : at + COMMANDS_PER_FRAME_MAX] for at in range(0, len(ready), COMMANDS_PER_FRAME_MAX)]
-        answers = await asyncio.gather(*(self._submit_frame(frame, deadline) for frame in frames))
-        return [one for frame in answers for one in frame]
+        answers = await asyncio.gather(*(self._submit_frame(f, deadline) for f in frames), return_exceptions=True)
+        outcomes: list[Outcome] = []
+        for frame, found in zip(frames, answers, strict=True):
+            if isinstance(found, StreamRefused) and any(isinstance(other, list) for other in answers):
+                # Nothing of this frame was sent, but what became of the others must be said.
+                outcomes += [Refused(request.key, "unreachable", str(found)) for request in frame]
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                outcomes += found
+        return outcomes
 
     async def listen(self, accounts: Sequence[str] = (), *, after: str = "") -> None:
         """Ask for private order and fill events; `next_update` gives them.
@@ -182,6 +201,11 @@ class Stream:
                     if time.monotonic() >= deadline:
                         break
                     continue  # _exchange waits for the next connection, so frames go out again in their order
+                except StreamRefused as refused:
+                    if len(waiting) == len(requests) and not any(unsure):
+                        raise  # nothing was sent
+                    last = Answer(error="unreachable", message=str(refused))
+                    break
                 for i, answer in zip(waiting, answers, strict=True):
                     verdict = judge(error=answer.error, code=answer.code)
                     if verdict is Verdict.final:
@@ -200,7 +224,7 @@ class Stream:
             done[i] = given_up(
                 requests[i].key, unsure=unsure[i], error=last.error, message=last.message, code=last.code
             )
-        return [one for one in done if one is not None]
+        return [self._settle(request, one) for request, one in zip(requests, done, strict=True) if one is not None]
 
     async def _enter(self, commands: int) -> None:
         """Wait for room, first come first served."""

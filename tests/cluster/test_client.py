@@ -127,7 +127,8 @@ def test_no_leader_until_the_deadline_is_refused_but_after_a_lost_answer_unknown
         first.faults.appendleft("drop_after")
         second.faults.appendleft("drop_after")
         lost = await buy(client, key="lost")
-        assert lost == Unknown("lost", "it is no_leader")
+        assert isinstance(lost, Unknown)
+        assert (lost.key, lost.cause) == ("lost", "it is no_leader")
 
     run(scenario, timeout_ms=300)
 
@@ -141,11 +142,31 @@ def test_a_door_that_closes_after_a_lost_answer_leaves_it_unknown() -> None:
     run(scenario)
 
 
+def test_the_same_call_again_after_an_unknown_outcome_is_the_same_request() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        for node in (first, second):
+            node.faults.extend(["outcome_unknown"] * 50)
+        lost = await buy(client, key="k1")
+        assert isinstance(lost, Unknown)
+        for node in (first, second):
+            node.faults.clear()
+        found = await buy(client, key="k1")
+        assert isinstance(found, Done), found
+        assert found.answer.replay
+        assert len(first.ledger.executed) == 1
+        # Whoever has the key and when it was sent repeats it from anywhere.
+        sent = first.ledger.executed[0]
+        assert lost == Unknown("k1", "it is outcome_unknown", sent.sent_at)
+
+    run(scenario, timeout_ms=150)
+
+
 # error, code, index, unsure before, what may be believed
 ROWS = [
     ("insufficient_funds", 403_00041, 9, False, Refused),
     ("insufficient_funds", 403_00041, 9, True, Refused),  # the answer stored under the key
-    ("key_reused", 422_00011, 9, True, Refused),  # the key is another command's
+    ("key_reused", 422_00011, 9, False, Refused),
+    ("key_reused", 422_00011, 9, True, Unknown),  # what was logged may be the first try, read by a node otherwise
     ("key_too_old", 422_00012, 9, False, Refused),
     ("key_too_old", 422_00012, 9, True, Unknown),  # says nothing about the first try
     ("instrument_not_found", 404_00024, 0, False, Refused),

@@ -7,13 +7,15 @@ import pytest
 
 from cluster import client_stream
 from cluster.client import Client, Done, Refused, Stream, StreamRefused, Unknown
-from cluster.wire import AnyRequest, PlaceOrder
+from cluster.wire import COMMANDS_PER_FRAME_MAX, AnyRequest, PlaceOrder
 from tests.cluster.fake_node import TOKEN, FakeNode, Ledger
 
 Scenario = Callable[[FakeNode, FakeNode, Stream], Awaitable[None]]
 
 
-def run(scenario: Scenario, *, timeout_ms: int = 2_000, token: str = TOKEN, json: bool = False) -> None:
+def run(
+    scenario: Scenario, *, timeout_ms: int = 2_000, token: str | Callable[[], str] = TOKEN, json: bool = False
+) -> None:
     async def main() -> None:
         ledger = Ledger()
         first = await FakeNode("first", ledger).start()
@@ -122,3 +124,47 @@ def test_a_stream_that_is_not_allowed_says_so() -> None:
             await stream.submit(orders(1))
 
     run(scenario, token=TOKEN[::-1])
+
+
+def test_a_stream_that_is_refused_after_a_lost_answer_leaves_it_unknown() -> None:
+    """The token ran out while commands were under way: what was sent may have happened."""
+    tokens = [TOKEN]
+
+    async def scenario(first: FakeNode, second: FakeNode, stream: Stream) -> None:
+        await stream.submit(orders(1))
+        first.faults.append("drop_after")
+        tokens[0] = "expired"
+        (lost,) = await stream.submit(orders(1))
+        assert isinstance(lost, Unknown), lost
+        assert len(first.ledger.executed) == 2
+        with pytest.raises(StreamRefused, match="401"):
+            await stream.submit(orders(1))
+
+    run(scenario, token=lambda: tokens[0])
+
+
+def test_frames_that_were_not_sent_do_not_hide_those_that_were() -> None:
+    tokens = [TOKEN]
+
+    async def scenario(first: FakeNode, second: FakeNode, stream: Stream) -> None:
+        await stream.submit(orders(1))
+        first.faults.extend(["", "drop_before"])
+        tokens[0] = "expired"
+        many = await stream.submit(orders(2 * COMMANDS_PER_FRAME_MAX))
+        assert all(isinstance(one, Done | Unknown) for one in many[:COMMANDS_PER_FRAME_MAX])
+        assert {type(one) for one in many[COMMANDS_PER_FRAME_MAX:]} <= {Refused, Unknown}
+
+    run(scenario, token=lambda: tokens[0])
+
+
+def test_the_same_frame_again_after_an_unknown_outcome_is_the_same_request() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, stream: Stream) -> None:
+        named = [PlaceOrder(key="k1", symbol="AAPL", side="buy", type="limit", qty="1", limit_price="2")]
+        first.faults.append("hang")
+        assert isinstance((await stream.submit(named, timeout_ms=100))[0], Unknown)
+        first.ledger.take(stream._prepare(named[0]))  # it arrives after all
+        (found,) = await stream.submit(named)
+        assert isinstance(found, Done), found
+        assert found.answer.replay
+
+    run(scenario)
