@@ -24,9 +24,10 @@ from node.market import Market
 from node.metrics import Metrics
 from node.tracing import parse_traceparent
 from statemachine.codec import Envelope, UnknownFormat, decode_batch, decode_command, encode_command
+from statemachine.codes import Code
 from statemachine.commands import INTERNAL, Command
 from statemachine.records import Applied
-from statemachine.results import Repeat, Result
+from statemachine.results import Refused, Repeat, Result
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.submit")
 
@@ -34,6 +35,8 @@ FORWARD = "forward"
 REFUSED = "refused"
 FORWARD_COMMANDS_MAX = 1_000
 TICK_S = 0.05
+NOT_FOR_GOOD = frozenset((Code.sent_in_future, Code.key_quota_exceeded, Code.writes_stopped))
+"""Refusals that are not kept under the key and may end by themselves: a later copy may be executed."""
 
 
 class Prepared:
@@ -498,7 +501,8 @@ class Submitter:
                 self._answer_twins(pair, envelope, applied, ordinal)
                 continue
             del waiting[pair]
-            self._finish(item, self._outcome(applied, ordinal))
+            outcome = self._outcome(applied, ordinal)
+            self._finish(item, _unsure(item, outcome) if item.tainted else outcome)
 
     def _outcome(self, applied: Applied, ordinal: int) -> Outcome:
         result = applied.results[ordinal]
@@ -519,7 +523,7 @@ class Submitter:
         while item is not None:
             following, item.twin = item.twin, None
             if item.envelope.body == envelope.body and item.envelope.sent_at_us == envelope.sent_at_us:
-                self._finish(item, outcome)
+                self._finish(item, _unsure(item, outcome))
                 outcome = Outcome(outcome.index, outcome.result, True)
             elif last is None:
                 self._waiting[pair] = last = item
@@ -587,11 +591,7 @@ class Submitter:
         nowhere = self._why_nowhere()
         for item in self._unresolved(frame):
             if item.state == SENT or item.tainted:
-                error: NodeError = OutcomeUnknown(
-                    "the time was over before the outcome was known; it may still take effect: "
-                    "ask GET /v1/commands/{key} or send it again with the same key",
-                    key=item.envelope.key,
-                )
+                error: NodeError = _unknown(item, "the time was over before the outcome was known")
             elif item.state == IDLE:
                 error = nowhere
             else:
@@ -636,6 +636,21 @@ class Submitter:
             item.tainted = item.tainted or item.state == SENT
         self.resent += len(items)
         self._forward(frame, items, leader)
+
+
+def _unknown(item: Prepared, why: str) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"{why}; it may still take effect: ask GET /v1/commands/{{key}} or send it again with the same key",
+        key=item.envelope.key,
+    )
+
+
+def _unsure(item: Prepared, outcome: Outcome) -> Outcome:
+    """The outcome of a command of which other copies may be on their way: one that binds them, or unknown."""
+    result = outcome.result
+    if isinstance(result, Refused) and result.code in NOT_FOR_GOOD:
+        return Outcome(0, _unknown(item, f"it was sent more than once, and refused once ({result.code.name})"))
+    return outcome
 
 
 def _leadership(status: EngineStatus) -> tuple[str | None, int, Role]:

@@ -168,6 +168,38 @@ def test_another_body_or_time_under_the_same_key_is_another_command() -> None:
     run(talk)
 
 
+def test_a_refusal_that_is_not_kept_is_definite_only_for_the_one_copy() -> None:
+    """What was sent twice may be in the log twice: the second copy is not bound by what the first was told."""
+
+    def early() -> Prepared:
+        return Prepared(
+            Envelope("@custodian", "k1", clock_us() + 660_000_000, encode_command(OpenAccount("account-1")))
+        )
+
+    async def talk(bench: Bench) -> None:
+        bench.follow("dc-b")
+        once = early()
+        future = bench.start(once)
+        bench.commit(once.envelope)
+        assert errors(await future) == [Refused]
+        twice = early()
+        future = bench.start(twice)
+        bench.follow("dc-c", term=3)
+        bench.commit(twice.envelope)
+        assert errors(await future) == [OutcomeUnknown]
+        # Its other copy comes later, when the time that it names is near enough.
+        bench.engine.commit(encode_batch(twice.envelope.sent_at_us, [twice.envelope]))
+        assert bench.machine.account("account-1") is not None
+        # Stored under the key: definite, however often it was sent.
+        again = account(1, key="other")
+        future = bench.start(again)
+        bench.follow("dc-b", term=4)
+        bench.commit(again.envelope)
+        assert errors(await future) == [Refused]
+
+    run(talk)
+
+
 def test_who_waits_for_a_link_is_not_overtaken() -> None:
     async def talk(bench: Bench) -> None:
         bench.follow("dc-b")
