@@ -25,6 +25,7 @@ from node.answers import Answers
 from node.api import accounts, commands, markets, orders, status
 from node.auth import Authenticator
 from node.catalogue import Catalogue
+from node.clock import SteadyClock
 from node.config import NodeConfig
 from node.context import NODE, Node
 from node.door import Door
@@ -69,6 +70,7 @@ class App:
         self._on_fatal = on_fatal or _leave
         node.config = config
         node.engine = engine
+        node.clock = SteadyClock()
         node.metrics = Metrics(config.name, config.member.role.value)
         node.authenticator = Authenticator([config.token_public_key.decode()])
         limits = config.limits
@@ -87,6 +89,7 @@ class App:
         self._server: asyncio.Server | None = None
         self._runner: web.AppRunner | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._term_led = 0
 
     # ---- start ----
 
@@ -101,7 +104,7 @@ class App:
         await node.engine.start(applied_index=applied_index)
         if self._driver is not None:
             node.engine.set_stored_index(node.store.stored_index)
-            node.submitter.role_changed()
+            self._role_changed()
             node.submitter.set_refusal(None)
             self._driver.start()
         await self._listen(web_app)
@@ -132,12 +135,18 @@ class App:
         node.catalogue = Catalogue(machine, store.history)
         node.answers = Answers(store, store.history, machine, node.catalogue)
         secret = blake2b(config.session_key, digest_size=32, person=b"account ids").digest()
-        node.door = Door(node.catalogue, account_secret=secret)
+        node.door = Door(node.catalogue, node.answers, account_secret=secret)
         node.reads = Reads(node.engine, lambda: machine.applied_index, config.timing)
         node.intake = Intake(node.door, node.reads)
         witnesses = [one.name for one in config.topology.members if one.role is MemberRole.witness]
         node.submitter = Submitter(
-            node.engine, node.answers, config.limits, config.timing, witnesses=witnesses, metrics=node.metrics
+            node.engine,
+            node.answers,
+            config.limits,
+            config.timing,
+            witnesses=witnesses,
+            clock=node.clock,
+            metrics=node.metrics,
         )
         self._driver = Driver(
             config,
@@ -149,9 +158,10 @@ class App:
             on_fatal=lambda reason: self._on_fatal(EXIT_STORE_FAILED, reason),
             on_diverged=lambda reason: self._on_fatal(EXIT_DIVERGED, reason),
             on_disk_low=self._disk_low,
+            clock=node.clock,
         )
         node.engine.on_committed = self._committed
-        node.engine.on_role = node.submitter.role_changed
+        node.engine.on_role = self._role_changed
         node.engine.on_message = self._message
         self._watch()
 
@@ -224,6 +234,14 @@ class App:
             hook(applied)
         if self._driver is not None:
             self._driver.applied(applied, payload)
+
+    def _role_changed(self) -> None:
+        status = self.node.engine.status()
+        term_led = status.term if status.role is Role.leader else 0
+        if term_led and term_led != self._term_led:
+            self.node.clock.set()
+        self._term_led = term_led
+        self.node.submitter.role_changed()
 
     def _message(self, member: str, kind: str, body: bytes) -> None:
         try:

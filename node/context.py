@@ -10,6 +10,7 @@ from cluster.consensus.engine import Engine
 from node.answers import Answers
 from node.auth import Authenticator, Principal
 from node.catalogue import Catalogue
+from node.clock import SteadyClock
 from node.config import NodeConfig
 from node.door import Door
 from node.errors import NodeError
@@ -54,6 +55,7 @@ class Node:
     authenticator: Authenticator
     session_tokens: SessionTokens
     limiter: RateLimiter
+    clock: SteadyClock
     metrics: Metrics
 
     def __init__(self) -> None:
