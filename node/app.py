@@ -43,7 +43,8 @@ from node.tracing import configure_logging
 from statemachine.codec import UnknownFormat
 from statemachine.machine import Machine
 from statemachine.store import Store
-from statemachine.store_files import StoreError
+from statemachine.store_copy import fsync_file
+from statemachine.store_files import StoreError, fsync_folder
 from statemachine.store_sealing import Retention
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.node")
@@ -51,11 +52,17 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.node
 EXIT_COULD_NOT_START = 1
 EXIT_STORE_FAILED = 73
 EXIT_DIVERGED = 74
+DIVERGED_FILE = "diverged.txt"
+"""In the data folder of a replica that found itself outside the majority; with it no member starts there."""
 SHUTDOWN_TIMEOUT_S = 2.0
 """How long requests that still run may take once the listener is closed; draining has waited for them before."""
 FOR_EVER_DAYS = 1_000_000
 _GC_THRESHOLDS = (100_000, 50, 50)
 """Orders live long and hold no cycles; with Python's own thresholds collections take a tenth of the time."""
+
+
+class Diverged(StoreError):
+    """This replica's state differed from the majority's. Nothing was opened."""
 
 
 class App:
@@ -97,6 +104,8 @@ class App:
         """Load the state, join the group, open the API. Raises what config, store or network object to."""
         config, node = self.config, self.node
         config.data_dir.mkdir(parents=True, exist_ok=True)
+        if (evidence := config.data_dir / DIVERGED_FILE).exists():
+            raise Diverged(f"{evidence} says: {evidence.read_text('utf-8').strip()}")
         if not node.is_witness:
             self._build_replica()
         web_app = self._web_app()
@@ -156,7 +165,7 @@ class App:
             node.submitter,
             metrics=node.metrics,
             on_fatal=lambda reason: self._on_fatal(EXIT_STORE_FAILED, reason),
-            on_diverged=lambda reason: self._on_fatal(EXIT_DIVERGED, reason),
+            on_diverged=self._diverged,
             on_disk_low=self._disk_low,
             clock=node.clock,
         )
@@ -248,6 +257,18 @@ class App:
             self.node.submitter.received(member, kind, body)
         except ValueError as error:
             log.error("unreadable message", member=member, kind=kind, error=str(error)[:300])
+
+    def _diverged(self, reason: str) -> None:
+        """Leave, and stay away: started again by a supervisor, this member would answer from a wrong state."""
+        text = f"{reason}; the folder is kept as evidence: inspect it, and move this file away only to let it run"
+        evidence = self.config.data_dir / DIVERGED_FILE
+        try:
+            evidence.write_text(text + "\n", "utf-8")
+            fsync_file(evidence)
+            fsync_folder(evidence.parent)
+        except OSError as error:
+            log.error("the evidence could not be written", error=str(error))
+        self._on_fatal(EXIT_DIVERGED, reason)
 
     def _disk_low(self, low: bool) -> None:
         self.node.disk_low = low

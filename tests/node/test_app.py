@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.consensus.engine import Role
+from node.app import DIVERGED_FILE, EXIT_DIVERGED, App, Diverged
+from statemachine.events import DigestDisagreed
 from tests.node.fakes import SoloEngine, make_config, running
 
 BUY = {"symbol": "ACME-USD", "side": "buy", "type": "limit", "qty": "10", "limit_price": "99.50"}
@@ -90,5 +92,29 @@ def test_probes_need_no_token(tmp_path: Path, path: str) -> None:
     async def main() -> None:
         async with running(make_config(tmp_path)) as caller, caller.session.get(caller.url + path) as response:
             assert response.status == 200
+
+    asyncio.run(main())
+
+
+def test_a_replica_outside_the_majority_does_not_come_back_by_itself(tmp_path: Path) -> None:
+    """A supervisor starts it again at once: until somebody has looked, it would answer from a wrong state."""
+
+    async def main() -> None:
+        left: list[tuple[int, str]] = []
+        app = App(make_config(tmp_path), SoloEngine(), on_fatal=lambda code, reason: left.append((code, reason)))
+        await app.start()
+        driver = app._driver
+        assert driver is not None
+        driver._disagreed(DigestDisagreed(7, ("dc-a",)))
+        assert [code for code, _ in left] == [EXIT_DIVERGED]
+        await app.stop()
+        evidence = app.config.data_dir / DIVERGED_FILE
+        assert "index 7" in evidence.read_text()
+        again = App(make_config(tmp_path), SoloEngine(), on_fatal=lambda code, reason: left.append((code, reason)))
+        with pytest.raises(Diverged, match="index 7"):
+            await again.start()
+        evidence.unlink()
+        await again.start()
+        await again.stop()
 
     asyncio.run(main())
