@@ -1,8 +1,11 @@
 """The door to PySyncObj: only the audited files are let in, and every name that we replace must exist."""
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pysyncobj
 import pysyncobj.syncobj as _syncobj
@@ -24,6 +27,7 @@ __all__ = [
     "SyncObjConf",
     "check_library",
     "construct_with_journal",
+    "driven_by",
     "monotonic",
 ]
 
@@ -151,3 +155,18 @@ def construct_with_journal(journal: Any, construct: Any) -> None:
 def monotonic() -> float:
     """Seconds, by the library's clock: its timers and ours must not disagree, in tests neither."""
     return float(_syncobj.monotonicTime())
+
+
+@contextmanager
+def driven_by(clock: Callable[[], float], chance: Any) -> Iterator[None]:
+    """For simulations: the library's clock is `clock`, its random timeouts come from `chance.random()`.
+
+    Its sets of nodes then have one order in every process. Globals of the library's module; put back at the end.
+    """
+    originals = _syncobj.monotonicTime, _syncobj.random, Node.__hash__
+    _syncobj.monotonicTime, _syncobj.random = clock, chance
+    Node.__hash__ = lambda node: crc32(node.id.encode())
+    try:
+        yield
+    finally:
+        _syncobj.monotonicTime, _syncobj.random, Node.__hash__ = originals

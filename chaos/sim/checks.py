@@ -1,0 +1,272 @@
+"""What must hold after every event: Raft's promises, and that nothing is said before it is on disk."""
+
+from collections import Counter
+from hashlib import blake2b
+from typing import Any, Protocol
+
+from chaos.sim.disk import Disk
+from cluster.consensus.messages import Append, AppendReply, PreVote, RequestVote, Vote
+
+MONEY_EVERY = 16
+
+
+class Violation(BaseException):
+    """A promise was broken. Not an Exception, so that the engine can't swallow it."""
+
+    def __init__(self, promise: str, detail: str) -> None:
+        super().__init__(f"{promise}: {detail}")
+        self.promise = promise
+
+
+class Log(Protocol):
+    first_index: int
+    last_index: int
+
+    def entry(self, index: int) -> tuple[bytes, int, int]: ...
+
+
+class Core(Protocol):
+    @property
+    def is_leader(self) -> bool: ...
+
+    @property
+    def term(self) -> int: ...
+
+    @property
+    def commit_index(self) -> int: ...
+
+    journal: Any
+
+
+class Watched(Protocol):
+    """What the checks read of a member. It belongs to the engine, the disk and the network."""
+
+    name: str
+    alive: bool
+    disk: Disk
+    core: Any
+
+
+class Shadow:
+    """What was seen of one member: the terms of its log by index, and how far it had committed."""
+
+    __slots__ = ("committed", "led", "terms")
+
+    def __init__(self) -> None:
+        self.terms: list[int] = [0]
+        self.committed = 0
+        self.led = 0
+
+
+class Checks:
+    """One for a whole run: what any member ever showed binds all of them, for ever.
+
+    durable: also check that what is said or committed is on disk; the library as published makes no such promise.
+    """
+
+    def __init__(self, counters: Counter[str], *, durable: bool) -> None:
+        self.counters = counters
+        self.durable = durable
+        self.members: dict[str, Watched] = {}
+        self.shadows: dict[str, Shadow] = {}
+        self.leaders: dict[int, str] = {}
+        self.votes: dict[tuple[str, int], str] = {}
+        self.entries: dict[tuple[int, int], tuple[int, bytes]] = {}  # (index, term) -> (term before, command)
+        self.committed: list[tuple[int, bytes]] = [(0, b"")]  # by index: (term, command)
+        self.committed_in: list[int] = [0]  # by index: the term in which it was first committed
+        self.applied: dict[int, bytes] = {}  # index -> payload
+        self.digests: dict[int, bytes] = {}
+        self.quorum = 0
+
+    def join(self, member: Watched) -> None:
+        self.members[member.name] = member
+        self.shadows[member.name] = Shadow()
+        self.quorum = len(self.members) // 2 + 1
+
+    def started(self, member: Watched) -> None:
+        """A member came back: everything that it has is looked at anew."""
+        self.shadows[member.name] = Shadow()
+        self.after(member)
+
+    def after(self, member: Watched) -> None:
+        """An event of this member ended. Raises Violation."""
+        if not member.alive:
+            return
+        core = member.core
+        shadow = self.shadows[member.name]
+        terms = shadow.terms
+        journal = core.journal
+        last = journal.last_index
+        if last != len(terms) - 1 or (last and journal.entry(last)[2] != terms[last]):
+            self._log_changed(member.name, shadow, journal)
+        commit = core.commit_index
+        if commit > shadow.committed:
+            self._commit_moved(member, shadow, commit)
+        if core.is_leader and core.term != shadow.led:
+            self._leads(member, shadow, core.term)
+
+    # -- the log ---------------------------------------------------------------------------------
+
+    def _log_changed(self, name: str, shadow: Shadow, journal: Log) -> None:
+        terms = shadow.terms
+        first, last = journal.first_index, journal.last_index
+        fresh = []
+        index = last
+        while index >= first:
+            entry = journal.entry(index)
+            if index < len(terms) and terms[index] == entry[2]:
+                break
+            fresh.append(entry)
+            index -= 1
+        kept = index  # the log below is as it was
+        if kept < min(shadow.committed, len(terms) - 1) and first <= shadow.committed:
+            lost = kept + 1
+            now = [entry[2] for entry in fresh if entry[1] == lost]
+            if not now or now[0] != terms[lost]:
+                raise Violation("committed_changed", f"{name} dropped entry {lost}, committed up to {shadow.committed}")
+        if len(terms) - 1 > kept:
+            self.counters["truncated_entries"] += len(terms) - 1 - kept
+            del terms[kept + 1 :]
+        for command, index, term in reversed(fresh):
+            terms.extend([0] * (index - len(terms)))
+            before = terms[index - 1] if index > first else 0
+            if term < before:
+                raise Violation("log_matching", f"{name} has term {term} at {index} after term {before}")
+            terms.append(term)
+            if index == first:
+                continue  # a base: a witness that starts anew does not know its command
+            known = self.entries.setdefault((index, term), (before, command))
+            if known[1] != command:
+                raise Violation("log_matching", f"{name} has another command at {index} of term {term}")
+            if before and known[0] and known[0] != before:
+                raise Violation(
+                    "log_matching", f"{name} has term {before} before {index} of term {term}, not {known[0]}"
+                )
+
+    # -- commits ---------------------------------------------------------------------------------
+
+    def _commit_moved(self, member: Watched, shadow: Shadow, commit: int) -> None:
+        journal = member.core.journal
+        if commit > journal.last_index:
+            raise Violation(
+                "commit_beyond_log", f"{member.name} commits {commit}, its log ends at {journal.last_index}"
+            )
+        committed = self.committed
+        for index in range(max(shadow.committed + 1, journal.first_index), commit + 1):
+            command, _, term = journal.entry(index)
+            if index < len(committed):
+                known = committed[index]
+                if known[0] != term or (known[1] != command and index > journal.first_index):
+                    raise Violation(
+                        "committed_changed",
+                        f"{member.name} commits term {term} at {index}; term {known[0]} was committed",
+                    )
+                continue
+            if index > len(committed):
+                raise Violation("commit_gap", f"{member.name} commits {index}; nobody committed {len(committed)}")
+            committed.append((term, command))
+            self.committed_in.append(member.core.term)
+            self._newly_committed(member, index, term)
+        shadow.committed = commit
+
+    def _newly_committed(self, member: Watched, index: int, term: int) -> None:
+        if self.durable and index > 1:  # each member begins with the same first entry by itself
+            holders = [m.name for m in self.members.values() if m.disk.holds(index, term)]
+            if len(holders) < self.quorum:
+                raise Violation(
+                    "durable_majority", f"{member.name} commits {index} of term {term}; on disk only at {holders}"
+                )
+            if len(holders) == self.quorum:
+                self.counters["commits_by_bare_majority"] += 1
+        for other in self.members.values():
+            if other.alive and other.core.is_leader and other.core.term > member.core.term:
+                self._must_have(other, index, term)
+
+    def _must_have(self, leader: Watched, index: int, term: int) -> None:
+        journal = leader.core.journal
+        if index < journal.first_index:
+            return
+        if index > journal.last_index or journal.entry(index)[2] != term:
+            raise Violation(
+                "leader_completeness",
+                f"{leader.name} leads term {leader.core.term} without entry {index} of term {term}",
+            )
+
+    def _leads(self, member: Watched, shadow: Shadow, term: int) -> None:
+        shadow.led = term
+        other = self.leaders.setdefault(term, member.name)
+        if other != member.name:
+            raise Violation("one_leader", f"{other} and {member.name} lead term {term}")
+        self.counters["elections"] += 1
+        if member.core.caretaker:
+            self.counters["caretakers"] += 1
+        for index in range(max(1, len(self.committed) - 200), len(self.committed)):
+            # One that a newer leader committed meanwhile binds only leaders after that one.
+            if self.committed_in[index] < term:
+                self._must_have(member, index, self.committed[index][0])
+
+    # -- what is applied -------------------------------------------------------------------------
+
+    def applied_payload(self, member: Watched, index: int, payload: bytes, digest: bytes) -> None:
+        name = member.name
+        if index > self.shadows[name].committed:
+            self.after(member)  # committed and applied in one event
+        known = self.applied.setdefault(index, payload)
+        if known != payload:
+            raise Violation("applied_equal", f"{name} applies another payload at {index}")
+        known = self.digests.setdefault(index, digest)
+        if known != digest:
+            raise Violation(
+                "applied_equal", f"{name} has digest {digest.hex()[:12]} at {index}, others {known.hex()[:12]}"
+            )
+        if index >= len(self.committed):
+            raise Violation("applied_uncommitted", f"{name} applies {index}; committed up to {len(self.committed) - 1}")
+        if self.durable and self.committed[index][1][1:] != payload:
+            raise Violation("applied_equal", f"{name} applies at {index} what was not committed there")
+
+    def money(self, name: str, index: int, sums: dict[str, int]) -> None:
+        """sums: what all accounts own together, per asset; the outside world's debt included."""
+        wrong = {asset: units for asset, units in sums.items() if units}
+        if wrong:
+            raise Violation("money_conserved", f"{name} at {index}: {wrong}")
+
+    # -- what is said ----------------------------------------------------------------------------
+
+    def said(self, member: Watched, target: str, message: object) -> None:
+        """A message leaves. What it promises must be on the sender's disk by now."""
+        if not self.durable:
+            return
+        disk = member.disk
+        match message:
+            case Vote(term):
+                self._votes(member.name, term, target)
+                on_disk = disk.vote
+                if on_disk.term < term or (on_disk.term == term and on_disk.voted_for != target):
+                    raise Violation("durable_vote", f"{member.name} votes for {target} in {term}; on disk is {on_disk}")
+            case RequestVote():
+                self._votes(member.name, message.term, member.name)
+                self._term_on_disk(member, message.term)
+            case AppendReply():
+                self._term_on_disk(member, message.term)
+                if message.matched_index > disk.last_index:
+                    raise Violation(
+                        "durable_reply", f"{member.name} claims {message.matched_index}, has {disk.last_index} on disk"
+                    )
+            case Append():
+                self._term_on_disk(member, message.term)
+            case PreVote() | _:
+                pass
+
+    def _votes(self, name: str, term: int, target: str) -> None:
+        other = self.votes.setdefault((name, term), target)
+        if other != target:
+            raise Violation("one_vote", f"{name} votes for {other} and for {target} in term {term}")
+
+    def _term_on_disk(self, member: Watched, term: int) -> None:
+        if member.disk.vote.term < term:
+            raise Violation("durable_vote", f"{member.name} speaks in term {term}; on disk is {member.disk.vote.term}")
+
+
+def fold(*parts: bytes) -> str:
+    """A short digest of something long, for the trace."""
+    return blake2b(b"\0".join(parts), digest_size=6).hexdigest()

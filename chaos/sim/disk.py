@@ -1,0 +1,113 @@
+"""One member's disk: what was synced survives a power cut, what was not is lost; it can be slow, full, or broken.
+
+A group of the journal is one LMDB transaction, so a cut leaves all of it or nothing; what real LMDB does under
+cuts is another test's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from cluster.consensus.journal import Change, Committed, CutFrom, Entry, Loaded, Put, StartAfter, TrimTo, Vote
+
+NO_OP = b"\1"
+
+
+class DiskGap(Exception):
+    """The journal wrote an entry that does not follow the last one."""
+
+
+class Disk:
+    """The durable image of a journal. first_index is the index of entries[0]."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.vote = Vote(0, None)
+        self.commit_index = 0
+
+    @property
+    def first_index(self) -> int:
+        return self.entries[0][1] if self.entries else 1
+
+    @property
+    def last_index(self) -> int:
+        return self.entries[-1][1] if self.entries else 0
+
+    def holds(self, index: int, term: int) -> bool:
+        """Also when the entry was trimmed: that may be done only to what all have."""
+        if not self.entries:
+            return False
+        offset = index - self.entries[0][1]
+        return offset < 0 or (offset < len(self.entries) and self.entries[offset][2] == term)
+
+    def put(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            entries = self.entries
+            match change:
+                case Put(index, term, command):
+                    if entries and entries[-1][1] != index - 1:
+                        raise DiskGap(f"entry {index} written after {entries[-1][1]}")
+                    entries.append((command, index, term))
+                case CutFrom(index):
+                    del entries[max(0, index - self.first_index) :]
+                case TrimTo(index):
+                    del entries[: max(0, index - self.first_index)]
+                case StartAfter(index, term):
+                    self.entries = [(NO_OP, index, term)]
+                case Vote():
+                    self.vote = change
+                case Committed(index):
+                    self.commit_index = index
+
+
+class DiskStorage:
+    """The journal's `Storage` over a Disk. broken: the next write raises it, after doing its work or not."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.broken: OSError | None = None
+
+    def load(self, *, tail_bytes_max: int) -> Loaded:
+        disk = self.disk
+        size = kept = 0
+        for entry in reversed(disk.entries):
+            size += len(entry[0])
+            if kept and size > tail_bytes_max:
+                break
+            kept += 1
+        tail = disk.entries[len(disk.entries) - kept :]
+        first = disk.first_index if disk.entries else 0
+        return Loaded(first, disk.last_index, tail, disk.vote, disk.commit_index)
+
+    def read(self, first_index: int, count: int) -> list[Entry]:
+        offset = first_index - self.disk.first_index
+        if offset < 0:
+            raise DiskGap(f"read of entry {first_index}; the disk begins at {self.disk.first_index}")
+        return self.disk.entries[offset : offset + count]
+
+    def write(self, changes: Sequence[Change]) -> None:
+        if self.broken is not None:
+            raise self.broken
+        self.disk.put(changes)
+
+    def used_bytes(self) -> int:
+        return sum(len(entry[0]) for entry in self.disk.entries)
+
+    def close(self) -> None:
+        pass
+
+
+class Machinery(Protocol):
+    """Who runs the disk's work: the member."""
+
+    def disk_works(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None: ...
+
+
+class DiskCommitter:
+    def __init__(self, machinery: Machinery) -> None:
+        self._machinery = machinery
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        self._machinery.disk_works(work, done)
+
+    def close(self) -> None:
+        pass

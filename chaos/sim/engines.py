@@ -1,0 +1,56 @@
+"""The engines that a run can have: ours, from modules that a mutant may have changed, and the library's."""
+
+from types import ModuleType
+from typing import Any
+
+import cluster.consensus.journal
+import cluster.consensus.raft
+from chaos.sim.disk import DiskCommitter, DiskStorage
+from chaos.sim.member import Core, Engine, Member
+from chaos.sim.stock import Stock
+from cluster.topology import MemberRole
+
+
+class Hardened:
+    """RaftCore over the real Journal over a modelled disk."""
+
+    name = "hardened"
+    durable = True
+
+    def __init__(
+        self, raft: ModuleType = cluster.consensus.raft, journal: ModuleType = cluster.consensus.journal
+    ) -> None:
+        self._raft = raft
+        self._journal = journal
+
+    def start(self, member: Member, storage: DiskStorage, committer: DiskCommitter, applied_index: int) -> Core:
+        around = member.around
+        journal = self._journal.Journal(
+            storage,
+            committer,
+            on_synced=member.synced,
+            on_failed=member.disk_failed,
+            tail_bytes_max=around.tail_bytes_max,
+        )
+        others: dict[str, MemberRole] = {m.name: m.role for m in around.members.values() if m is not member}
+        core: Any = self._raft.RaftCore(
+            member.name,
+            member.role,
+            others,
+            journal=journal,
+            owner=member,
+            settings=self._raft.RaftSettings(
+                timing=around.timing, batch_bytes=around.batch_bytes, trim_reserve=around.trim_reserve
+            ),
+            applied_index=applied_index,
+        )
+        return core  # type: ignore[no-any-return]
+
+
+def engine_named(name: str) -> Engine:
+    """'hardened' or 'stock'. Raises ValueError for another name."""
+    if name == "hardened":
+        return Hardened()
+    if name == "stock":
+        return Stock()
+    raise ValueError(f"engine {name!r}: hardened or stock")

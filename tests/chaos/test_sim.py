@@ -1,0 +1,60 @@
+"""The simulator repeats itself exactly, passes our engine, fails the library's, and sees when a batch is hollow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from chaos.sim.batch import Batch, one, read
+from chaos.sim.cli import app
+from chaos.sim.engines import Hardened
+from chaos.sim.run import Run, draw_plan
+
+DIGEST = "from chaos.sim.batch import one; print(one((11, 'hardened', None)).digest)"
+
+
+def digest_in_a_process(hash_seed: str) -> str:
+    environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+    ran = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
+    return ran.stdout.strip()
+
+
+def test_two_processes_with_one_seed_have_one_trace() -> None:
+    first, second = digest_in_a_process("1"), digest_in_a_process("2")
+    assert first == second
+    assert first == one((11, "hardened", None)).digest
+    assert first != one((12, "hardened", None)).digest
+
+
+def test_our_engine_keeps_every_promise_and_the_batch_counts() -> None:
+    batch = Batch("hardened", 1, None)
+    for seed in range(1, 121):
+        batch.add(one((seed, "hardened", None)))
+    assert [(outcome.seed, outcome.detail) for outcome in batch.broken] == []
+    assert batch.missing == []
+    assert batch.verdict == "pass"
+
+
+@pytest.mark.parametrize("promise", ["committed_changed", "converges"])
+def test_the_library_as_published_breaks_promises_within_100_seeds(promise: str) -> None:
+    for seed in range(100):
+        if one((seed, "stock", None)).broken == promise:
+            return
+    pytest.fail(f"stock kept {promise} for 100 seeds")
+
+
+def test_a_batch_in_which_little_happened_is_invalid(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    ran = CliRunner().invoke(app, ["run", "--seeds", "2", "--ledger", str(ledger), "--shape", "1+1+1"])
+    assert ran.exit_code == 2, ran.output
+    (entry,) = read(ledger)
+    assert (entry.verdict, entry.seeds, entry.engine) == ("invalid", 2, "hardened")
+    assert "crash_truncated" in entry.missing
+
+
+def test_a_run_without_faults_is_dull() -> None:
+    outcome = Run(draw_plan(5).with_faults([]), Hardened()).play()
+    assert (outcome.broken, outcome.counters["elections"], outcome.counters.get("crashes", 0)) == ("", 1, 0)
