@@ -187,6 +187,7 @@ class Driver:
         """Write what is applied and not stored yet, as one transaction; the log may then be trimmed up to it."""
         async with self._flushing:
             if self._machine.applied_index == self._store.stored_index:
+                self._machine.forget_accounts()
                 return
             with self._metrics.stage("flush"):
                 flush = self._store.begin(self._machine.collect())

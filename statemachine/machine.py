@@ -257,7 +257,7 @@ class Machine:
         state.dirty_withdrawals = {}
         state.dirty_sessions = {}
         state.dirty_sweeps = {}
-        self._evict()
+        self.forget_accounts()
         return changes
 
     def _meta(self) -> MetaRecord:
@@ -277,10 +277,11 @@ class Machine:
             list(state.digest_reports),
         )
 
-    def _evict(self) -> None:
+    def forget_accounts(self) -> None:
         """Forget accounts that the store has and nothing points at, those first that were looked at longest ago.
 
-        Looks at a bounded number; what must stay goes to the end, so that the next call looks at others.
+        Each collection does that; while nothing is collected, reads alone fill the memory. Looks at a bounded
+        number; what must stay goes to the end, so that the next call looks at others.
         """
         accounts = self._state.accounts
         excess = len(accounts) - self._accounts_cached
@@ -294,6 +295,11 @@ class Machine:
                 excess -= 1
 
     # ---- reading, between batches ----
+
+    @property
+    def cached_accounts(self) -> int:
+        """Accounts in memory."""
+        return len(self._state.accounts)
 
     @property
     def applied_index(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 from cluster.consensus.engine import Role
 from node.app import DIVERGED_FILE, EXIT_DIVERGED, App, Diverged
 from statemachine.events import DigestDisagreed
+from statemachine.types import SYSTEM_ACCOUNTS
 from tests.node.fakes import SoloEngine, make_config, running
 
 BUY = {"symbol": "ACME-USD", "side": "buy", "type": "limit", "qty": "10", "limit_price": "99.50"}
@@ -116,5 +117,23 @@ def test_a_replica_outside_the_majority_does_not_come_back_by_itself(tmp_path: P
         evidence.unlink()
         await again.start()
         await again.stop()
+
+    asyncio.run(main())
+
+
+def test_accounts_that_are_only_read_do_not_fill_the_memory(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(make_config(tmp_path)) as caller:
+            await caller.list_market()
+            machine, driver = caller.node.machine, caller.app._driver
+            assert driver is not None
+            machine._accounts_cached = 0
+            await driver.flush()
+            assert machine.cached_accounts == len(SYSTEM_ACCOUNTS)
+            for account in ("alice", "bob"):
+                await caller.ok("GET", f"/v1/accounts/{account}", accounts=(account,))
+            assert machine.cached_accounts == len(SYSTEM_ACCOUNTS) + 2
+            await driver.flush()  # with nothing to write
+            assert machine.cached_accounts == len(SYSTEM_ACCOUNTS)
 
     asyncio.run(main())
