@@ -171,7 +171,9 @@ class Connection:
                     self.format = JSON
                 else:
                     break
-                if not self._take(cast(bytes, message.data)) or self.channel.is_cut:
+                if self.channel.is_cut:
+                    continue  # the goodbye is said; what still comes is not taken, and not answered
+                if not self._take(cast(bytes, message.data)):
                     break
                 if self._unseen is not None:
                     await self._look_again()
@@ -403,8 +405,11 @@ class Connection:
         outcome = future.result()[0]
         if isinstance(outcome.result, SessionOpened):
             self.guard.opened(account, action.key, action.timeout_ms)
-            if self.socket.closed:
-                self.guard.disconnected()  # the client left before its answer came
+            if self.socket.closed:  # it left before its answer came
+                if self.leaving:
+                    self.guard.leave()
+                else:
+                    self.guard.disconnected()
             else:
                 self.send(wire.Guarding(account, action.key, action.timeout_ms))
         elif isinstance(outcome.result, NodeError):
@@ -426,6 +431,9 @@ class Connection:
             self._answer(frame, future.result())
 
     def _answer(self, frame: _Frame, outcomes: list[Outcome]) -> None:
+        for one, outcome in zip(frame.prepared, outcomes, strict=True):
+            if one.instrument is None:
+                self._node.answers.complete(one, outcome)
         results = [answer(one, outcome) for one, outcome in zip(frame.prepared, outcomes, strict=True)]
         index = 0
         for outcome in outcomes:
