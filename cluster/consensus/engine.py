@@ -57,10 +57,16 @@ class PeerStatus(Struct, frozen=True):
     stored_index: int
     heard_ms_ago: int
     clock_offset_ms: int | None = None
+    voter: bool = True
+    log_full: bool = False
 
 
 class EngineStatus(Struct, frozen=True):
-    """Indexes: first and last in the log, durable (synced here), committed, applied here, stored here."""
+    """Indexes: first and last in the log, durable (synced here), committed, applied here, stored here.
+
+    voter: False on a new disk, until this member has caught up: it counts for nothing yet.
+    refusal: why a leader takes no proposals, or a witness's log is at its limit; empty when all is well.
+    """
 
     member: str
     role: Role
@@ -74,6 +80,8 @@ class EngineStatus(Struct, frozen=True):
     applied_index: int
     stored_index: int
     peers: list[PeerStatus]
+    voter: bool = True
+    refusal: str = ""
 
 
 class Engine(Protocol):

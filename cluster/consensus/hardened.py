@@ -133,7 +133,13 @@ class HardenedEngine:
                 {other.name: other.role for other in self._others},
                 journal=self._journal,
                 owner=self,
-                settings=RaftSettings(timing=self._timing, trim_reserve=limits.trim_reserve),
+                settings=RaftSettings(
+                    timing=self._timing,
+                    trim_reserve=limits.trim_reserve,
+                    laggard_entries=limits.laggard_entries,
+                    laggard_bytes=limits.laggard_bytes,
+                    laggard_ms=limits.laggard_ms,
+                ),
                 applied_index=applied_index,
             )
             self._links = Links(
@@ -183,12 +189,24 @@ class HardenedEngine:
             raise Overloaded(f"{len(self._uncommitted)} entries are not committed yet")
         if self._uncommitted_bytes + len(payload) > limits.uncommitted_bytes_max:
             raise Overloaded(f"{self._uncommitted_bytes} bytes are not committed yet")
-        if self._disk_full is not None:
-            raise Overloaded(self._disk_full)
+        refusal = self._refusal()
+        if refusal:
+            raise Overloaded(refusal)
         index = raft.append(payload)
         self._uncommitted.append((index, len(payload)))
         self._uncommitted_bytes += len(payload)
         self.wake()
+
+    def _refusal(self) -> str:
+        if self._disk_full is not None:
+            return self._disk_full
+        raft = self._raft
+        if raft.is_leader and raft.full_members and not raft.room_for_quorum:
+            return (
+                f"the log of {' and '.join(raft.full_members)} is at its limit: it may not be trimmed before every "
+                "replica has stored it, so bring back the one that is away"
+            )
+        return ""
 
     def _settle_uncommitted(self) -> None:
         if not self._raft.is_leader:
@@ -278,6 +296,9 @@ class HardenedEngine:
             return leader is not None and target in (None, leader)
         if target is not None and (target == self.member.name or target not in raft.others):
             return False
+        towards = raft.progress(target) if target is not None else None
+        if towards is not None and not towards.voter:
+            return False
         if raft.transferring:
             return False
         raft.transferring = True
@@ -351,6 +372,8 @@ class HardenedEngine:
                     stored_index=progress.stored_index if progress else 0,
                     heard_ms_ago=self._links.heard_ms_ago(other.name),
                     clock_offset_ms=self._links.peers[other.name].clock.offset_ms,
+                    voter=progress.voter if progress else self._joined(other.name),
+                    log_full=progress.full if progress else False,
                 )
             )
         return EngineStatus(
@@ -366,7 +389,13 @@ class HardenedEngine:
             applied_index=raft.applied_index,
             stored_index=raft.stored_index,
             peers=peers,
+            voter=raft.voter,
+            refusal=self._refusal(),
         )
+
+    def _joined(self, member: str) -> bool:
+        disk = self._raft.disk_of(member)
+        return disk is None or disk.joined
 
     @property
     def counters(self) -> Counter[str]:
@@ -449,7 +478,14 @@ class HardenedEngine:
         if (barred is None) != (before is None):
             log.error("%s may %s lead: %s", self.member.name, "not" if barred else "again", barred or "clocks agree")
         self._raft.barred = barred
-        self._disk_full = self._check_room()
+        self._watch_room()
+
+    def _watch_room(self) -> None:
+        before, self._disk_full = self._refusal(), self._check_room()
+        self._raft.log_full = self._disk_full is not None
+        after = self._refusal()
+        if bool(before) != bool(after):
+            log.error("%s: %s", self.member.name, after or "there is room in the log again")
 
     def _check_room(self) -> str | None:
         limits = self.settings.limits

@@ -51,7 +51,23 @@ class Committed(Struct, frozen=True, gc=False):
     index: int
 
 
-Change = Put | CutFrom | TrimTo | StartAfter | Vote | Committed
+class Disk(Struct, frozen=True):
+    """Which disk this is: random, made with the journal. joined: it takes part in votes and counts (see raft.py).
+
+    The default stands for storages without such a record: no id, and always joined.
+    """
+
+    disk_id: str = ""
+    joined: bool = True
+
+
+class PeerDisks(Struct, frozen=True):
+    """The disk that each other member voted with when it was last seen."""
+
+    disk_ids: dict[str, str]
+
+
+Change = Put | CutFrom | TrimTo | StartAfter | Vote | Committed | Disk | PeerDisks
 
 
 class Loaded(Struct, frozen=True):
@@ -62,6 +78,8 @@ class Loaded(Struct, frozen=True):
     tail: list[Entry]
     vote: Vote
     commit_index: int
+    disk: Disk = Disk()
+    peer_disk_ids: dict[str, str] = {}
 
 
 class Storage(Protocol):
@@ -128,9 +146,11 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self._first_entry: Entry | None = self.entry(loaded.first_index) if loaded.first_index else None
         self._vote = loaded.vote
         self._commit_index = loaded.commit_index
+        self.disk = loaded.disk
+        self.peer_disk_ids = dict(loaded.peer_disk_ids)
         self.durable_index = loaded.last_index
         self._pending: list[Change] = []
-        self._votes_pending = 0  # votes not yet durable, queued or under way
+        self._votes_pending = 0  # votes, and joining, not yet durable: queued or under way
         self._busy = False
         self._busy_votes = 0
         self._busy_since = 0.0
@@ -185,6 +205,16 @@ class Journal(LibraryJournal):  # type: ignore[misc]
 
     def getVotedForNodeId(self) -> str | None:
         return self._vote.voted_for
+
+    def join(self) -> None:
+        """This disk takes part from now on. Like a vote: no message leaves before it is on disk."""
+        self.disk = Disk(self.disk.disk_id, joined=True)
+        self._votes_pending += 1
+        self._pending.append(self.disk)
+
+    def remember_disk(self, member: str, disk_id: str) -> None:
+        self.peer_disk_ids[member] = disk_id
+        self._pending.append(PeerDisks(dict(self.peer_disk_ids)))
 
     def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
         self._commit_index = raftCommitIndex

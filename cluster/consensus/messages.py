@@ -3,7 +3,7 @@
 import msgspec
 from msgspec import Struct
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -41,6 +41,8 @@ class AppendReply(Wire, frozen=True, tag=2):
 
     matched_index: the log agrees with the leader's up to here AND is synced here.
     retry_index: 0, or: refused, try again from here.
+    voter: False: this member lost its disk and is not counted for anything until it has been admitted.
+    full: its log is at its limit.
     """
 
     term: int
@@ -48,6 +50,8 @@ class AppendReply(Wire, frozen=True, tag=2):
     matched_index: int
     retry_index: int
     stored_index: int
+    voter: bool = True
+    full: bool = False
 
 
 class StaleTerm(Wire, frozen=True, tag=3):
@@ -123,10 +127,74 @@ class Rebase(Wire, frozen=True, tag=14):
     base_term: int
 
 
+class DiskIs(Wire, frozen=True, tag=15):
+    """Which disk the sender has. The first message on a link, and again when `joined` changes.
+
+    clean: the sender never voted, and never took an entry.
+    """
+
+    disk_id: str
+    joined: bool
+    clean: bool
+
+
+class Admit(Wire, frozen=True, tag=16):
+    """From a leader, to a member on this new disk: it has caught up, and is counted again after this term."""
+
+    term: int
+    disk_id: str
+
+
+class SnapshotFile(Wire, frozen=True):
+    """sha256: of the first `hashed_bytes` bytes. A sealed segment ends with its own sum, which is not part of it."""
+
+    name: str
+    size: int
+    sha256: bytes
+    hashed_bytes: int
+
+
+class SnapshotOffer(Wire, frozen=True, tag=17):
+    """From a leader to a replica whose next entry is trimmed: the state after (index, index_term)."""
+
+    term: int
+    snapshot_id: str
+    index: int
+    index_term: int
+    files: list[SnapshotFile]
+
+
+class SnapshotAsk(Wire, frozen=True, tag=18):
+    """file: its place in the offer. The answer is one chunk from `offset` on."""
+
+    snapshot_id: str
+    file: int
+    offset: int
+
+
+class SnapshotChunk(Wire, frozen=True, tag=19):
+    """crc: of the data, over and above what TLS checks: a disk or memory may err on the way."""
+
+    snapshot_id: str
+    file: int
+    offset: int
+    crc: int
+    data: bytes
+
+
+class SnapshotEnd(Wire, frozen=True, tag=20):
+    """No more of this snapshot: the receiver has or refuses it, or the sender has it no longer."""
+
+    snapshot_id: str
+    reason: str
+
+
 Raft = (
     Append
     | AppendReply
     | Rebase
+    | DiskIs
+    | Admit
     | StaleTerm
     | PreVote
     | PreVoteReply
@@ -136,7 +204,8 @@ Raft = (
     | ReadAsk
     | ReadAnswer
 )
-Message = Raft | Hello | Ping | Pong | Application
+Snapshot = SnapshotOffer | SnapshotAsk | SnapshotChunk | SnapshotEnd
+Message = Raft | Hello | Ping | Pong | Application | Snapshot
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -11,13 +11,19 @@ class Progress:
     """While probing, one message at a time looks for where the logs agree; then entries are pipelined.
 
     next_index: the next entry to send. matched_index: agreed and synced there.
+    voter: it counts. barrier_index: a member on a new disk counts again when it has this entry, and it is committed.
+    stranded: its next entry is trimmed here; only a snapshot helps.
     """
 
     __slots__ = (
         "acked_sequence",
+        "barrier_index",
         "commit_sent",
+        "disk_id",
         "flight",
         "flight_bytes",
+        "full",
+        "heard_at",
         "matched_index",
         "next_index",
         "probe_sent",
@@ -25,9 +31,10 @@ class Progress:
         "refusals_count_from",
         "stored_index",
         "stranded",
+        "voter",
     )
 
-    def __init__(self, next_index: int) -> None:
+    def __init__(self, next_index: int, *, heard_at: float = 0.0) -> None:
         self.next_index = next_index
         self.matched_index = 0
         self.stored_index = 0  # never heard: nothing may be trimmed
@@ -37,6 +44,11 @@ class Progress:
         self.probe_sent = False
         self.refusals_count_from = 0
         self.stranded = False
+        self.voter = True
+        self.full = False
+        self.disk_id = ""
+        self.barrier_index = 0
+        self.heard_at = heard_at
         self.flight: deque[tuple[int, int]] = deque()  # (last index, bytes) of what is unanswered
         self.flight_bytes = 0
 

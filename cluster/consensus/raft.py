@@ -26,8 +26,10 @@ from cluster.consensus.library import (
     monotonic,
 )
 from cluster.consensus.messages import (
+    Admit,
     Append,
     AppendReply,
+    DiskIs,
     PreVote,
     PreVoteReply,
     Raft,
@@ -58,11 +60,18 @@ class ApplyFailed(BaseException):
 
 
 class RaftSettings(Struct, frozen=True):
-    """trim_reserve: entries kept below what every replica has stored, for followers that lag a little."""
+    """trim_reserve: entries kept below what every replica has stored, for followers that lag a little.
+
+    laggard_*: a replica that is away holds trimming back until the log has so many entries or bytes, or it has
+        been silent for so long. Beyond that it needs a snapshot.
+    """
 
     timing: Timing = Timing()
     batch_bytes: int = BATCH_BYTES
     trim_reserve: int = 10_000
+    laggard_entries: int = 1_000_000
+    laggard_bytes: int = 4 << 30
+    laggard_ms: int = 3_600_000
 
 
 class Owner(Protocol):
@@ -140,6 +149,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.stored_index = 0
         self.barred: str | None = None  # why this member may not lead, beside being a witness
         self.transferring = False
+        self.log_full = False
+        self.hold_index: int | None = None  # a snapshot under way: the log after it must stay
+        self._disks: dict[str, DiskIs] = {}
+        self._clean: set[str] = set()
         self._nodes = {name: Node(name) for name in others}
         self._progress: dict[str, Progress] = {}
         self._sequence = 0
@@ -227,6 +240,36 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return (len(self.others) + 1) // 2 + 1
 
     @property
+    def voter(self) -> bool:
+        """False on a new disk: this member may have forgotten votes and entries, and counts for nothing yet."""
+        return bool(self.journal.disk.joined)
+
+    @property
+    def room_for_quorum(self) -> bool:
+        """A leader: a majority is connected, counts, and has room in its log."""
+        with_room = sum(
+            progress.voter and not progress.full and self._nodes[name] in self._SyncObj__connectedNodes
+            for name, progress in self._progress.items()
+        )
+        return with_room + 1 >= self.quorum
+
+    @property
+    def full_members(self) -> list[str]:
+        return [name for name, progress in self._progress.items() if progress.full] if self.is_leader else []
+
+    @property
+    def stranded(self) -> list[str]:
+        """Replicas whose next entry is trimmed here: only a snapshot helps them."""
+        if not self.is_leader:
+            return []
+        connected = self.connected
+        return [name for name, progress in self._progress.items() if progress.stranded and name in connected]
+
+    def disk_of(self, member: str) -> DiskIs | None:
+        """What a member said of its disk on its newest link."""
+        return self._disks.get(member)
+
+    @property
     def caretaker(self) -> bool:
         """May lead only to bring a full replica up to date and hand over."""
         return self.role is MemberRole.witness or self.barred is not None
@@ -273,6 +316,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def peer_connected(self, member: str) -> None:
         self._SyncObj__onNodeConnected(self._nodes[member])
+        self._say_disk(member)
         if member in self._progress:
             self._progress[member].link_lost()
 
@@ -293,6 +337,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                 self._on_rebase(member, message)
             case AppendReply():
                 self._on_append_reply(member, message)
+            case DiskIs():
+                self._on_disk(member, message)
+            case Admit():
+                self._on_admit(member, message)
             case StaleTerm(term):
                 self._adopt(term)
             case PreVote():
@@ -304,7 +352,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             case Vote(term):
                 self._on_vote(member, term)
             case TimeoutNow(term):
-                if self.barred is None:
+                if self.barred is None and self.voter:
                     self._library_hears(member, {"type": "timeout_now", "term": term})
             case _:
                 self.counters["refused_kind"] += 1
@@ -408,10 +456,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     # -- the leader's side -----------------------------------------------------------------------
 
     def _SyncObj__onBecomeLeader(self) -> None:
-        self._progress = {name: Progress(self.journal.last_index + 1) for name in self.others}
+        now = monotonic()
+        self._progress = {name: Progress(self.journal.last_index + 1, heard_at=now) for name in self.others}
         self._campaign_at_once = False
         self._handed_over = NEVER
         super()._SyncObj__onBecomeLeader()
+        for name in self._disks:
+            self._meet_disk(name)
         log.info("%s leads term %d from index %d", self.member, self.term, self.journal.last_index)
 
     def _SyncObj__sendAppendEntries(self) -> None:
@@ -429,7 +480,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             progress = self._progress[node.id]
             silent = True
             if progress.probing:
-                if speak or not progress.probe_sent:
+                # One whose entries are gone refuses every probe: once per heartbeat is enough.
+                if speak or not (progress.probe_sent or progress.stranded):
                     self._append_to(node.id, progress, empty=progress.probe_sent)
                 continue
             while progress.next_index <= self.journal.last_index and progress.may_send():
@@ -445,11 +497,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if progress.next_index <= journal.first_index:
             if self.others[member] is MemberRole.witness:
                 return self._rebase_witness(member, progress)
-            # Trimming never goes beyond what every replica has stored: this one lost its disk.
             if not progress.stranded:
                 progress.stranded = True
-                log.critical(
-                    "%s needs entry %d, the log starts at %d: it lost entries that it had acknowledged",
+                log.warning(
+                    "%s needs entry %d, the log starts at %d: it needs a snapshot",
                     member,
                     progress.next_index,
                     journal.first_index,
@@ -497,14 +548,22 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             )
             return
         node, progress = self._nodes[member], self._progress[member]
-        self._SyncObj__lastResponseTime[node] = monotonic()
-        progress.acked_sequence = max(progress.acked_sequence, reply.sequence)
+        progress.heard_at = monotonic()
+        progress.voter, progress.full = reply.voter, reply.full
+        if reply.voter:
+            # Who does not count confirms no read, no leadership and no entry.
+            self._SyncObj__lastResponseTime[node] = progress.heard_at
+            progress.acked_sequence = max(progress.acked_sequence, reply.sequence)
         progress.stored_index = max(progress.stored_index, reply.stored_index)
         if reply.retry_index:
             progress.refused(reply.retry_index, reply.sequence, self._sequence)
         else:
             progress.accepted(reply.matched_index)
-            self._SyncObj__raftMatchIndex[node] = progress.matched_index
+            progress.stranded = False
+            if reply.voter:
+                self._SyncObj__raftMatchIndex[node] = progress.matched_index
+            else:
+                self._admit(member, progress)
         self._SyncObj__raftNextIndex[node] = progress.next_index
 
     def _confirm_reads(self) -> None:
@@ -518,14 +577,40 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return index if index > 1 else 0
 
     def _trim(self) -> None:
-        """Every full replica has the state up to the least stored index. A witness needs none of it."""
-        stored = [p.stored_index for name, p in self._progress.items() if self.others[name] is MemberRole.replica]
+        """What every full replica has stored may go, for witnesses too, which need none of it.
+
+        Here more may go: a replica that is away too long gets a snapshot. Witnesses keep what it lacks.
+        """
+        stored = {name: p.stored_index for name, p in self._progress.items() if self.others[name] is MemberRole.replica}
+        here = min(stored.values(), default=0)
         if self.role is MemberRole.replica:
-            stored.append(self.stored_index)
-        least = min(stored)
-        self._trim_index = max(self._trim_index, least - self.settings.trim_reserve)
-        if self._trim_index > self.journal.first_index:
-            self.journal.trim_to(self._trim_index)
+            here = min(here, self.stored_index)
+        self._trim_index = max(self._trim_index, here - self.settings.trim_reserve)
+        bound = self._trim_index
+        if self.role is MemberRole.replica:
+            silent_since = monotonic() - self.settings.laggard_ms / 1000
+            patient = not self._beyond_laggards
+            waited_for = [
+                index
+                for name, index in stored.items()
+                if self._heard_lately(name) or (patient and self._progress[name].heard_at > silent_since)
+            ]
+            bound = max(bound, min([*waited_for, self.stored_index]) - self.settings.trim_reserve)
+        self._trim_here(bound)
+
+    def _heard_lately(self, member: str) -> bool:
+        return self._progress[member].heard_at > monotonic() - self.settings.timing.link_silent_ms_max / 1000
+
+    @property
+    def _beyond_laggards(self) -> bool:
+        entries, size = len(self.journal), self.journal.used_bytes
+        return entries > self.settings.laggard_entries or size > self.settings.laggard_bytes
+
+    def _trim_here(self, bound: int) -> None:
+        if self.hold_index is not None:
+            bound = min(bound, self.hold_index)
+        if bound > self.journal.first_index:
+            self.journal.trim_to(bound)
 
     def _hand_over_when_ready(self) -> None:
         if self.commit_index < self._SyncObj__noopIDx:
@@ -544,7 +629,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         found = [
             (progress.matched_index, name)
             for name, progress in self._progress.items()
-            if self.others[name] is MemberRole.replica and self._nodes[name] in self._SyncObj__connectedNodes
+            if self.others[name] is MemberRole.replica
+            and progress.voter
+            and self._nodes[name] in self._SyncObj__connectedNodes
         ]
         return max(found)[1] if found else None
 
@@ -649,7 +736,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         term, leader = self._followed
         if term == self.term:
             echo = self._echo if sequence is None else sequence
-            self._send(leader, AppendReply(term, echo, matched, retry_index, self.stored_index))
+            self._send(
+                leader,
+                AppendReply(term, echo, matched, retry_index, self.stored_index, self.voter, self.log_full),
+            )
 
     def _SyncObj__deleteEntriesFrom(self, fromIDx: int) -> None:
         if fromIDx <= self.commit_index:
@@ -658,10 +748,83 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         super()._SyncObj__deleteEntriesFrom(fromIDx)
 
     def _trim_as_told(self, trim_index: int) -> None:
+        """A witness drops only what the leader says every replica has stored; a replica may do with its own store."""
         self._trim_index = max(self._trim_index, trim_index)
-        bound = self._trim_index if self.role is MemberRole.witness else min(self._trim_index, self.stored_index)
-        if bound > self.journal.first_index:
-            self.journal.trim_to(bound)
+        bound = self._trim_index
+        if self.role is MemberRole.replica:
+            if self._beyond_laggards:
+                bound = max(bound, self.stored_index - self.settings.trim_reserve)
+            bound = min(bound, self.stored_index)
+        self._trim_here(bound)
+
+    # -- disks: who may have forgotten what it promised ------------------------------------------
+
+    def _say_disk(self, member: str) -> None:
+        disk = self.journal.disk
+        if disk.disk_id:
+            clean = self.term == 0 and self.journal.last_index <= 1
+            self._send(member, DiskIs(disk.disk_id, disk.joined, clean))
+
+    def _on_disk(self, member: str, message: DiskIs) -> None:
+        before, self._disks[member] = self._disks.get(member), message
+        remembered = self.journal.peer_disk_ids.get(member)
+        if message.joined:
+            if remembered != message.disk_id:
+                self.journal.remember_disk(member, message.disk_id)
+        elif remembered is not None and (before is None or before.disk_id != message.disk_id):
+            log.error(
+                "%s is back on new disk %s; %s, with which it voted, is lost: it counts again when it has caught up",
+                member,
+                message.disk_id,
+                remembered,
+            )
+        if message.clean:
+            self._clean.add(member)
+        if not self.voter and self._clean >= set(self.others):
+            # Nobody ever voted or took an entry: the cluster starts for the first time.
+            log.info("%s joins: all members are new", self.member)
+            self._join()
+        if self.is_leader:
+            self._meet_disk(member)
+        self.owner.wake()
+
+    def _join(self) -> None:
+        self.journal.join()
+        for other in self.connected:
+            self._say_disk(other)
+
+    def _meet_disk(self, member: str) -> None:
+        """What a lost disk had matched is worth nothing; a new one counts again with an entry newer than itself."""
+        disk, progress = self._disks[member], self._progress[member]
+        if progress.disk_id == disk.disk_id and (disk.joined or progress.barrier_index):
+            return
+        if progress.disk_id or not disk.joined:
+            progress = Progress(self.journal.last_index + 1, heard_at=progress.heard_at)
+            self._progress[member] = progress
+            self._SyncObj__raftMatchIndex[self._nodes[member]] = 0
+        progress.disk_id = disk.disk_id
+        if not disk.joined:
+            progress.voter = False
+            progress.barrier_index = self.journal.last_index + 1
+            self.journal.add(NO_OP, progress.barrier_index, self.term)
+
+    def _admit(self, member: str, progress: Progress) -> None:
+        # The barrier was committed without this member, as it does not count.
+        if 0 < progress.barrier_index <= min(self.commit_index, progress.matched_index):
+            self._send(member, Admit(self.term, progress.disk_id))
+
+    def _on_admit(self, member: str, message: Admit) -> None:
+        """This member is counted again, in later terms' votes and from now on for entries."""
+        if self.voter or message.disk_id != self.journal.disk.disk_id:
+            return
+        if (message.term, member) != self._followed or message.term != self.term or self.is_leader:
+            self.counters["refused_admission"] += 1
+            return
+        # The lost disk may have voted in this term: this one has, too, for the leader that there is.
+        self._SyncObj__setCurrentTerm(self.term, member)
+        log.warning("%s has caught up and is counted again", self.member)
+        self._join()
+        self._reply()
 
     # -- elections -------------------------------------------------------------------------------
 
@@ -684,6 +847,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__connectedToAnyone(self) -> bool:
         """The library asks this only when the election timer has run out: the gate before every election."""
+        if not self.voter:
+            return False
         if self._SyncObj__transferInProgress:
             self._transfer_election = True
             return True
@@ -705,9 +870,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _on_pre_vote(self, member: str, message: PreVote) -> None:
         newer = self._newer_than(message.last_index, message.last_term)
         alive = self._leader_alive()
-        granted = not alive and not newer and message.term > self.term
+        granted = self.voter and not alive and not newer and message.term > self.term
         self._send(member, PreVoteReply(message.term, granted, self.term))
-        if newer and not alive and not self.is_leader:
+        if newer and not alive and not self.is_leader and self.voter:
             # Nobody can win before this member has led: a witness need not wait out its longer timeout.
             self._campaign_at_once = True
             self._SyncObj__raftElectionDeadline = 0
@@ -721,6 +886,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._adopt(message.current_term)
 
     def _on_request_vote(self, member: str, message: RequestVote) -> None:
+        if not self.voter:
+            # It may have voted in this term, or taken entries, on the disk that it lost.
+            self.counters["refused_no_voter"] += 1
+            return
         if message.term > self.term and self._leader_alive() and not message.transfer:
             self.counters["refused_disruption"] += 1
             return

@@ -36,8 +36,9 @@ class Limits(Struct, frozen=True):
     """Bounds of one member. Beyond them it refuses with Overloaded; it never grows without end.
 
     uncommitted_*: what a leader takes in before a majority has it.
-    journal_bytes_max: the log's live size; reached when a replica is away for long, because nothing is
-        trimmed that it lacks.
+    journal_bytes_max: the log's live size. A replica's own reaches it only when its store does not keep up; a
+        witness's when a replica is away for long, because it trims nothing that one of them lacks.
+    laggard_*: how long a replica's log waits for one that is away; see RaftSettings.
     free_bytes_min: the low-water mark of the disk.
     """
 
@@ -51,6 +52,9 @@ class Limits(Struct, frozen=True):
     application_buffer_bytes_max: int = 8 << 20
     strangers_max: int = 64
     trim_reserve: int = 10_000
+    laggard_entries: int = 1_000_000
+    laggard_bytes: int = 4 << 30
+    laggard_ms: int = 3_600_000
 
 
 class EngineSettings(Struct, frozen=True):

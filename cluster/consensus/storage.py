@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 from zlib import crc32
 
 import lmdb
@@ -18,9 +20,11 @@ from cluster.consensus.journal import (
     Change,
     Committed,
     CutFrom,
+    Disk,
     Entry,
     JournalRefused,
     Loaded,
+    PeerDisks,
     Put,
     StartAfter,
     TrimTo,
@@ -77,6 +81,7 @@ class LmdbStorage:
         if raw is None:
             with self._env.begin(write=True) as transaction:
                 transaction.put(b"identity", _sealed(msgspec.msgpack.encode(mine)), db=self._meta)
+                self._put(transaction, b"disk", Disk(uuid4().hex, joined=False))
             return
         try:
             found = msgspec.msgpack.decode(_opened(raw, "identity"), type=Identity)
@@ -113,14 +118,22 @@ class LmdbStorage:
                     del tail[:dropped]
                     dropped = 0
             del tail[:dropped]
-            vote, commit_index = Vote(0, None), 0
-            raw = transaction.get(b"vote", db=self._meta)
-            if raw is not None:
-                vote = msgspec.msgpack.decode(_opened(bytes(raw), "vote"), type=Vote)
-            raw = transaction.get(b"commit", db=self._meta)
-            if raw is not None:
-                commit_index = msgspec.msgpack.decode(_opened(bytes(raw), "commit"), type=int)
-        return Loaded(first, last, tail, vote, commit_index)
+            vote = self._get(transaction, "vote", Vote, Vote(0, None))
+            commit_index = self._get(transaction, "commit", int, 0)
+            disk = self._get(transaction, "disk", Disk, None)
+            peer_disk_ids = self._get(transaction, "peers", dict[str, str], {})
+        if disk is None:
+            # Written before disks had ids: it has voted and acknowledged, so it has joined.
+            disk = Disk(uuid4().hex, joined=True)
+            self.write([disk])
+        return Loaded(first, last, tail, vote, commit_index, disk, peer_disk_ids)
+
+    def _get(self, transaction: lmdb.Transaction, key: str, kind: Any, missing: Any) -> Any:
+        raw = transaction.get(key.encode(), db=self._meta)
+        return missing if raw is None else msgspec.msgpack.decode(_opened(bytes(raw), key), type=kind)
+
+    def _put(self, transaction: lmdb.Transaction, key: bytes, record: object) -> None:
+        transaction.put(key, _sealed(msgspec.msgpack.encode(record)), db=self._meta)
 
     def read(self, first_index: int, count: int) -> list[Entry]:
         found: list[Entry] = []
@@ -160,9 +173,13 @@ class LmdbStorage:
                         key = _key.pack(index)
                         transaction.put(key, _head.pack(term, _sum(key, term, NO_OP)) + NO_OP)
                     case Vote():
-                        transaction.put(b"vote", _sealed(msgspec.msgpack.encode(change)), db=self._meta)
+                        self._put(transaction, b"vote", change)
                     case Committed(index):
-                        transaction.put(b"commit", _sealed(msgspec.msgpack.encode(index)), db=self._meta)
+                        self._put(transaction, b"commit", index)
+                    case Disk():
+                        self._put(transaction, b"disk", change)
+                    case PeerDisks(disk_ids):
+                        self._put(transaction, b"peers", disk_ids)
         self._used_bytes = self._measure()
 
     def used_bytes(self) -> int:

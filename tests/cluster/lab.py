@@ -11,7 +11,20 @@ from pysyncobj import SyncObj, SyncObjConf, syncobj
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-from cluster.consensus.journal import Change, Committed, CutFrom, Entry, Journal, Loaded, Put, StartAfter, TrimTo, Vote
+from cluster.consensus.journal import (
+    Change,
+    Committed,
+    CutFrom,
+    Entry,
+    Journal,
+    Loaded,
+    PeerDisks,
+    Put,
+    StartAfter,
+    TrimTo,
+    Vote,
+)
+from cluster.consensus.journal import Disk as DiskIdentity
 from cluster.consensus.messages import decode, encode
 from cluster.consensus.raft import RaftCore, RaftSettings
 from cluster.topology import MemberRole, Timing
@@ -87,9 +100,11 @@ class Net:
 
 
 class Disk:
-    """What survives a power cut."""
+    """What survives a power cut. Without an identity it is taken for one that has always been there."""
 
-    def __init__(self) -> None:
+    def __init__(self, identity: DiskIdentity | None = None) -> None:
+        self.identity = identity or DiskIdentity()
+        self.peer_disk_ids: dict[str, str] = {}
         self.entries: list[Entry] = []
         self.vote = Vote(0, None)
         self.commit_index = 0
@@ -102,7 +117,15 @@ class MemoryStorage:
     def load(self, *, tail_bytes_max: int) -> Loaded:
         entries = self.disk.entries
         first, last = (entries[0][1], entries[-1][1]) if entries else (0, 0)
-        return Loaded(first, last, list(entries), self.disk.vote, self.disk.commit_index)
+        return Loaded(
+            first,
+            last,
+            list(entries),
+            self.disk.vote,
+            self.disk.commit_index,
+            self.disk.identity,
+            self.disk.peer_disk_ids,
+        )
 
     def read(self, first_index: int, count: int) -> list[Entry]:
         offset = first_index - self.disk.entries[0][1]
@@ -125,6 +148,10 @@ class MemoryStorage:
                     disk.vote = change
                 case Committed(index):
                     disk.commit_index = index
+                case DiskIdentity():
+                    disk.identity = change
+                case PeerDisks(disk_ids):
+                    disk.peer_disk_ids = disk_ids
 
     def used_bytes(self) -> int:
         return sum(len(entry[0]) for entry in self.disk.entries)
@@ -193,6 +220,18 @@ class LabMember:
         for other in self.lab.members:
             self.lab.disconnect(self.name, other)
 
+    def wipe(self) -> None:
+        """The power goes, and the disk with it; an empty one takes its place."""
+        self.crash()
+        self.lab.disks += 1
+        self.disk = Disk(DiskIdentity(f"{self.name}-disk-{self.lab.disks}", joined=False))
+
+    def restart(self, *, applied_index: int = 0) -> None:
+        """Start again and connect to whoever is up."""
+        self.start(applied_index=applied_index)
+        for other in self.lab.members:
+            self.lab.connect(self.name, other)
+
     def received(self, source: str, message: Any) -> None:
         if self.alive:
             self.raft.received(source, message)
@@ -228,7 +267,15 @@ class LabMember:
 class Lab:
     """Members 'a', 'b', ... are replicas; names in `witnesses` are not."""
 
-    def __init__(self, clock: Clock, names: str, *, witnesses: str = "", settings: RaftSettings | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        names: str,
+        *,
+        witnesses: str = "",
+        settings: RaftSettings | None = None,
+        new_disks: bool = False,
+    ) -> None:
         self.clock = clock
         self.net = Net()
         self.settings = settings or RaftSettings(timing=TIMING, trim_reserve=0)
@@ -236,7 +283,10 @@ class Lab:
             name: LabMember(self, name, MemberRole.witness if name in witnesses else MemberRole.replica)
             for name in names
         }
+        self.disks = 0
         for member in self.members.values():
+            if new_disks:
+                member.disk = Disk(DiskIdentity(f"{member.name}-disk-0", joined=False))
             member.start()
         self.connect_all()
 

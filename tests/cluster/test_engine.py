@@ -257,7 +257,7 @@ def test_a_full_disk_refuses_proposals_and_trims_nothing_that_is_needed(tmp_path
             assert leader.status().first_index == 1  # the other replica has not stored it
             follower.set_stored_index(stored)
             await until(lambda: all(e.status().first_index == stored for e in cluster.engines.values()))
-            await until(lambda: leader._disk_full is None)
+            await until(lambda: not leader.status().refusal)  # nor of a majority's
             await cluster.propose(b"room again", engine=leader)
 
     run(main())

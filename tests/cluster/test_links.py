@@ -282,11 +282,15 @@ def test_where_to_dial_is_apart_from_who_answers(tmp_path: Path) -> None:
             b1 = cluster.member("b1")
             return msgspec.structs.replace(settings, dial={"a1": (b1.peer_host, b1.peer_port)})
 
-        cluster.settings_of = crossed
         async with cluster:
+            # A new cluster begins when all have met.
             await cluster.leader()
-            t1 = cluster.engines["t1"]
+            await cluster.stop("t1")
+            cluster.settings_of = crossed
+            t1 = await cluster.start("t1")
+            await cluster.leader()
             await until(lambda: t1.counters["refused_handshake"] > 0)
+            await until(lambda: any(peer.connected for peer in t1.status().peers))
             assert {peer.name: peer.connected for peer in t1.status().peers} == {"a1": False, "b1": True}
 
     run(main())

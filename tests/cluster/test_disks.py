@@ -1,0 +1,258 @@
+"""A member that lost its disk has forgotten its votes and entries: it counts for nothing until it has caught up."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.consensus.journal import Disk as DiskIdentity
+from cluster.consensus.messages import Admit, Append, RequestVote, Vote
+from cluster.consensus.raft import RaftSettings
+from tests.cluster.lab import TIMING, Clock, Disk, Lab, virtual_time
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    with virtual_time() as clock:
+        yield clock
+
+
+def new_lab(clock: Clock, names: str = "abw") -> Lab:
+    lab = Lab(clock, names, witnesses="w", settings=RaftSettings(timing=TIMING, trim_reserve=0), new_disks=True)
+    lab.run_until(lambda: all(member.raft.voter for member in lab.alive), within=0.1)
+    return lab
+
+
+# -- a new cluster ---------------------------------------------------------------------------------
+
+
+def test_a_new_cluster_begins_when_all_members_have_met(clock: Clock) -> None:
+    lab = Lab(clock, "abw", witnesses="w", new_disks=True)
+    lab.disconnect("a", "w")
+    lab.disconnect("b", "w")
+    # Two of three are no start: the third might hold what these two have lost.
+    lab["a"].restart()
+    lab["b"].restart()
+    lab.disconnect("a", "w")
+    lab.disconnect("b", "w")
+    lab.run(3.0)
+    assert lab.leader() is None
+    assert lab["a"].raft.term == 0
+    lab.connect_all()
+    lab.run_until(lambda: lab.leader() is not None, within=2.0)
+
+
+def test_a_member_that_is_late_for_the_first_start_is_admitted(clock: Clock) -> None:
+    lab = Lab(clock, "abw", witnesses="w", new_disks=True)
+    lab.step()
+    assert lab["a"].raft.voter
+    # w loses what it heard before it wrote that down.
+    lab["w"].crash()
+    lab["w"].disk = Disk(DiskIdentity("w-disk-0", joined=False))
+    lab.elect("a")
+    lab.propose("a", b"one")
+    lab.run(0.2)
+    lab["w"].restart()
+    assert not lab["w"].raft.voter
+    lab.run_until(lambda: lab["w"].raft.voter, within=1.0)
+    lab.step()
+    assert lab["w"].disk.identity == DiskIdentity("w-disk-0", joined=True)
+
+
+# -- a lost disk -----------------------------------------------------------------------------------
+
+
+def test_a_wiped_member_counts_again_after_it_has_caught_up(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab.propose("a", b"one", b"two")
+    lab.run(0.2)
+    lab["b"].wipe()
+    lab["b"].restart()
+    lab.step()
+    assert not lab["b"].raft.voter
+    lab.run_until(lambda: lab["b"].raft.voter, within=1.0)
+    lab.run(0.2)
+    assert lab["b"].payloads == [b"one", b"two"]
+    told = [record.message for record in caplog.records if "is back on new disk b-disk-1" in record.message]
+    assert len(told) == 2, "the leader and the other peer say so, once each"
+    assert lab["a"].disk.peer_disk_ids["b"] == lab["w"].disk.peer_disk_ids["b"] == "b-disk-1"
+    lab.step()
+    # It stays counted after a restart, and may lead.
+    lab["b"].crash()
+    lab["b"].restart()
+    assert lab["b"].raft.voter
+    lab.elect("b")
+
+
+def test_a_wiped_member_does_not_vote_twice(clock: Clock) -> None:
+    """b votes for w in a term, loses its disk, and a asks for its vote in the same term."""
+    lab = new_lab(clock)
+    lab.elect("a")
+    term = lab["b"].raft.term + 1
+    ask = RequestVote(term, 100, 100, True)
+    lab["b"].received("w", ask)
+    lab["b"].raft.tick()
+    lab["b"].committer.sync()
+    assert lab.net.queued("b", "w")[-1] == Vote(term)
+    lab["b"].wipe()
+    lab["b"].start()
+    lab["b"].received("a", ask)
+    lab["b"].raft.tick()
+    lab["b"].committer.sync()
+    assert Vote(term) not in lab.net.queued("b", "a")
+    assert lab["b"].raft.counters["refused_no_voter"] == 1
+    # The same with a disk that claims to know its past: it votes. So it is the record that stops it.
+    lab["b"].crash()
+    lab["b"].disk = Disk()
+    lab["b"].start()
+    lab["b"].received("a", ask)
+    lab["b"].raft.tick()
+    lab["b"].committer.sync()
+    assert Vote(term) in lab.net.queued("b", "a")
+
+
+def test_an_admitted_member_does_not_vote_in_the_term_of_its_admission(clock: Clock) -> None:
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab["b"].wipe()
+    lab["b"].restart()
+    lab.run_until(lambda: lab["b"].raft.voter, within=1.0)
+    lab.step()
+    assert lab["b"].disk.vote.voted_for == "a"
+    assert lab["b"].disk.vote.term == lab["a"].raft.term
+    lab["b"].received("w", RequestVote(lab["a"].raft.term, 100, 100, True))
+    lab["b"].raft.tick()
+    lab["b"].committer.sync()
+    assert not [message for message in lab.net.queued("b", "w") if isinstance(message, Vote)]
+
+
+def test_what_only_the_lost_disk_and_one_other_had_is_not_lost(clock: Clock) -> None:
+    """An entry is acknowledged by a and b. b loses its disk while a is away: b and w may not go on without it."""
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab.net.part("w", "ab")
+    lab.propose("a", b"acknowledged")
+    lab.run_until(lambda: lab["a"].payloads == [b"acknowledged"], within=0.2)
+    lab["a"].crash()
+    lab["b"].wipe()
+    lab.net.heal()
+    lab["b"].restart()
+    lab.connect("b", "w")
+    lab.run(5.0)
+    assert lab.leader() is None, "b and w know nothing of an acknowledged entry"
+    lab["a"].restart()
+    lab.run_until(lambda: lab["b"].payloads == [b"acknowledged"], within=3.0)
+    lab.run_until(lambda: lab["b"].raft.voter, within=1.0)
+    assert lab.leader() is lab["a"]
+
+
+def test_a_wiped_member_is_no_majority(clock: Clock) -> None:
+    """Neither entries, nor reads, nor leadership are confirmed by a member that is not counted."""
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab["b"].wipe()
+    lab.net.part("w", "ab")
+    lab["b"].restart()
+    commit_index = lab["a"].raft.commit_index
+    answers: list[int | None] = []
+    lab["a"].raft.read(answers.append)
+    lab.propose("a", b"x")
+    lab.run(0.25)
+    assert lab["b"].journal.last_index == lab["a"].journal.last_index, "entries travel"
+    assert lab["a"].raft.commit_index == commit_index
+    assert answers in ([], [None])
+    lab.run(1.0)
+    assert lab.leader() is None, "with two of three gone the leader steps down"
+    assert not lab["b"].raft.voter
+    lab.net.heal()
+    lab.run_until(lambda: lab["b"].raft.voter, within=3.0)
+    lab.run_until(lambda: lab["b"].payloads == [b"x"], within=1.0)
+
+
+def test_a_wiped_member_is_not_counted_for_what_it_had_before(clock: Clock) -> None:
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab.propose("a", *(b"%d" % i for i in range(50)))
+    lab.run(0.2)
+    assert lab["a"].raft.progress("b").matched_index == 52
+    lab["b"].wipe()
+    lab["b"].start()
+    lab.connect("a", "b")
+    lab.net.run()
+    progress = lab["a"].raft.progress("b")
+    assert (progress.matched_index, progress.voter) == (0, False)
+    assert progress.barrier_index == lab["a"].journal.last_index, "an entry that is newer than the new disk"
+
+
+def test_admission_needs_an_entry_committed_by_others_after_the_disk_was_seen(clock: Clock) -> None:
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab["b"].wipe()
+    lab.net.part("w", "ab")
+    lab["b"].restart()
+    lab.run(0.1)
+    progress = lab["a"].raft.progress("b")
+    assert progress.matched_index == progress.barrier_index == lab["a"].journal.last_index
+    assert lab["a"].raft.commit_index < progress.barrier_index
+    assert not lab["b"].raft.voter
+    # No leader's word but that of the term's own leader counts, and none for another disk.
+    term = lab["b"].raft.term
+    for source, admit in (("w", Admit(term, "b-disk-1")), ("a", Admit(term - 1, "b-disk-1")), ("a", Admit(term, "x"))):
+        lab["b"].received(source, admit)
+        assert not lab["b"].raft.voter
+    lab["b"].received("a", Admit(term, "b-disk-1"))
+    assert lab["b"].raft.voter, "the neighbour that passes"
+
+
+def test_a_wiped_witness_is_admitted_like_a_replica(clock: Clock) -> None:
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab.propose("a", *(b"%d" % i for i in range(20)))
+    lab.run(0.2)
+    for name in "ab":
+        lab[name].raft.stored_index = lab["a"].raft.applied_index
+    lab.run(0.3)
+    assert lab["a"].journal.first_index > 1
+    lab["w"].wipe()
+    lab["b"].crash()
+    lab["w"].restart()
+    lab.run(2.0)
+    # a alone, with a witness that forgot: nothing may be committed.
+    assert not lab["w"].raft.voter
+    assert lab.leader() is None
+    lab["b"].restart(applied_index=lab["b"].disk.commit_index)
+    lab.run_until(lambda: lab["w"].raft.voter, within=3.0)
+    assert lab["w"].journal.first_index > 1, "it starts anew after what every replica has stored"
+
+
+def test_a_lost_disk_is_handled_by_each_leader_that_follows(clock: Clock) -> None:
+    """The leader that met the new disk dies before it has admitted it; the next one begins anew."""
+    lab = new_lab(clock, "abcdw")
+    lab.elect("a")
+    lab["b"].wipe()
+    lab.net.part("b", "a")
+    lab["b"].restart()
+    lab.step()
+    lab["a"].crash()
+    lab.run_until(lambda: lab.leader() is not None and lab.leader() is not lab["a"], within=3.0)
+    leader = lab.leader()
+    assert leader is not None
+    assert leader.name != "b"
+    lab.run_until(lambda: lab["b"].raft.voter, within=2.0)
+    lab.step()
+    assert lab["b"].disk.vote.voted_for == leader.name
+
+
+def test_leadership_is_not_handed_to_a_member_that_is_not_counted(clock: Clock) -> None:
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab.net.part("w", "ab")
+    lab["b"].wipe()
+    lab["b"].restart()
+    lab.run(0.1)
+    assert lab["a"].raft.best_successor() is None
+    lab["b"].received("a", Append(lab["a"].raft.term, 10**6, 1, 0, 1, 0, []))
+    before = lab["b"].raft.term
+    lab["a"].raft.transfer_to("b")
+    lab.run(0.2)
+    assert lab["b"].raft.term == before
