@@ -197,28 +197,50 @@ class Client:
 
     async def replace_order(
         self,
-        order_id: str,
+        order_id: str = "",
         *,
+        client_order_id: str = "",
         qty: Amount | None = None,
         limit_price: Amount | None = None,
+        symbol: str = "",
         account: str = "",
         key: str = "",
         timeout_ms: int | None = None,
     ) -> Outcome:
         """Change an open limit order; it gets a new id (`Done.id`). qty is the new total, what has filled included.
 
-        A smaller quantity at the same price keeps the place in the queue; anything else loses it.
+        A smaller quantity at the same price keeps the place in the queue; anything else loses it. The order is
+        named by its id or by the key under which it was placed or last replaced; from now on by this one's key.
+        symbol: needed with client_order_id where the order may still be on its way.
         """
         request = wire.ReplaceOrder(
-            key=key, account=account, order_id=order_id, qty=_text(qty), limit_price=_text(limit_price)
+            key=key,
+            account=account,
+            order_id=order_id,
+            original_client_order_id=client_order_id,
+            symbol=symbol,
+            qty=_text(qty),
+            limit_price=_text(limit_price),
         )
         return await self.submit(request, timeout_ms=timeout_ms)
 
     async def cancel_order(
-        self, order_id: str, *, account: str = "", key: str = "", timeout_ms: int | None = None
+        self,
+        order_id: str = "",
+        *,
+        client_order_id: str = "",
+        account: str = "",
+        key: str = "",
+        timeout_ms: int | None = None,
     ) -> Outcome:
-        """Cancel an open order. Refused as order_not_found when it is closed already, or another account's."""
-        return await self.submit(wire.CancelOrder(key=key, account=account, order_id=order_id), timeout_ms=timeout_ms)
+        """Cancel an open order, named by its id or by the key under which it was placed or last replaced.
+
+        Refused as order_not_found when it is closed already, or another account's.
+        """
+        request = wire.CancelOrder(
+            key=key, account=account, order_id=order_id, original_client_order_id=client_order_id
+        )
+        return await self.submit(request, timeout_ms=timeout_ms)
 
     async def cancel_orders(
         self, *, account: str = "", symbol: str = "", key: str = "", timeout_ms: int | None = None
@@ -347,6 +369,13 @@ class Client:
     async def order(self, order_id: str, *, consistency: Consistency = "linearizable") -> wire.OrderView:
         """Open or closed. Raises ReadRefused (order_not_found), Unavailable."""
         return await self._view(f"/v1/orders/{_segment(order_id)}", wire.OrderView, {}, consistency)
+
+    async def order_of_key(
+        self, client_order_id: str, *, account: str = "", consistency: Consistency = "linearizable"
+    ) -> wire.OrderView:
+        """The open order of a key, or the one that the key made. Raises ReadRefused (order_not_found), Unavailable."""
+        params = {"account": account, "client_order_id": client_order_id}
+        return await self._view("/v1/orders:by_client_order_id", wire.OrderView, params, consistency)
 
     async def orders(
         self,
@@ -533,17 +562,18 @@ _COLLECTIONS: dict[type, str] = {
 
 
 def _route(request: wire.AnyRequest) -> tuple[str, str, dict[str, str], bytes]:
-    """Method, path, query and body. The key travels as a header.
-
-    A DELETE has no body, hence no sent_at: a cancel repeated after a day finds its order closed and refuses.
-    """
+    """Method, path, query and body. The key travels as a header."""
     if isinstance(request, wire.CancelOrder):
-        return "DELETE", f"/v1/orders/{request.order_id}", _given({"account": request.account}), b""
+        params = {"account": request.account, "sent_at": request.sent_at}
+        if request.original_client_order_id:
+            return "DELETE", "/v1/orders", _given(params) | {"client_order_id": request.original_client_order_id}, b""
+        return "DELETE", f"/v1/orders/{_segment(request.order_id)}", _given(params), b""
     if isinstance(request, wire.CancelOrders):
-        return "DELETE", "/v1/orders", _given({"account": request.account, "symbol": request.symbol}), b""
+        params = {"account": request.account, "symbol": request.symbol, "sent_at": request.sent_at}
+        return "DELETE", "/v1/orders", _given(params), b""
     body = _encode(replace(request, key=""))
     if isinstance(request, wire.ReplaceOrder):
-        return "PATCH", f"/v1/orders/{request.order_id}", {}, body
+        return "PATCH", f"/v1/orders/{request.order_id}" if request.order_id else "/v1/orders", {}, body
     if isinstance(request, wire.CloseWithdrawal):
         return "POST", f"/v1/transfers/{request.withdrawal_id}", {}, body
     if isinstance(request, wire.ChangeInstrument):

@@ -54,16 +54,26 @@ class PlaceOrder(Request, frozen=True, kw_only=True, tag="place"):
 
 
 class ReplaceOrder(Request, frozen=True, kw_only=True, tag="replace"):
-    """qty is the new total quantity, what has filled included."""
+    """qty is the new total quantity, what has filled included. The order is named as for CancelOrder.
+
+    client_order_id is another name for key, and the order's from now on. symbol: to be given with
+    original_client_order_id where the order may still be on its way; it must be the order's.
+    """
 
     order_id: Identifier = ""
+    original_client_order_id: Text = ""
+    symbol: Text = ""
     qty: Number | None = None
     limit_price: Number | None = None
     client_order_id: Text = ""
 
 
 class CancelOrder(Request, frozen=True, kw_only=True, tag="cancel"):
-    order_id: Identifier
+    """Exactly one of order_id and original_client_order_id, the key that the order was placed or last replaced
+    under: by that it can be named in the frame that places it."""
+
+    order_id: Identifier = ""
+    original_client_order_id: Text = ""
 
 
 class CancelOrders(Request, frozen=True, kw_only=True, tag="cancel_all"):

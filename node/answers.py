@@ -5,9 +5,9 @@ from typing import Protocol
 from cluster import wire
 from node.catalogue import Catalogue
 from node.outcomes import RuleRefused, rendered
-from node.submit import Outcome
+from node.submit import Outcome, Prepared
 from statemachine.codec import key_digest, oldest_bucket
-from statemachine.records import KeyRecord
+from statemachine.records import KeyRecord, OrderRecord
 from statemachine.results import (
     AnyResult,
     Canceled,
@@ -27,18 +27,20 @@ class Results(Protocol):
     def result(self, index: int, ordinal: int) -> AnyResult | None: ...
 
 
-class Clock(Protocol):
+class State(Protocol):
     @property
     def time_us(self) -> int: ...
+
+    def order_of_key(self, account_id: str, key: str) -> OrderRecord | None: ...
 
 
 class Answers:
     """Finds what a key was answered, as of what is applied here."""
 
-    def __init__(self, keys: Keys, results: Results, clock: Clock, catalogue: Catalogue) -> None:
+    def __init__(self, keys: Keys, results: Results, state: State, catalogue: Catalogue) -> None:
         self._keys = keys
         self._results = results
-        self._clock = clock
+        self._state = state
         self._catalogue = catalogue
 
     def result(self, index: int, ordinal: int) -> AnyResult | None:
@@ -46,11 +48,27 @@ class Answers:
 
     def of_key(self, scope: str, key: str) -> Outcome | None:
         """The first answer to this key, or None when it is not known within retention."""
-        record = self._keys.key(key_digest(scope, key), oldest_bucket(self._clock.time_us))
+        record = self._keys.key(key_digest(scope, key), oldest_bucket(self._state.time_us))
         if record is None:
             return None
         result = self._results.result(record.index, record.ordinal)
         return None if result is None else Outcome(record.index, result, True)
+
+    def order_of_key(self, account: str, key: str, *, closed: bool) -> OrderRecord | None:
+        """The open order that was placed or last replaced under a key. closed: or else the one that the key made,
+        for as long as keys are kept; that may read the disk."""
+        order = self._state.order_of_key(account, key)
+        if order is None and closed:
+            found = self.of_key(account, key)
+            if found is not None and isinstance(found.result, Placed | Replaced):
+                return self._catalogue.order(found.result.order_id)
+        return order
+
+    def complete(self, prepared: Prepared, outcome: Outcome) -> None:
+        """A cancel may have come before its order was known here. It is by now: the answer can tell quantities."""
+        if prepared.instrument is None and isinstance(outcome.result, Canceled):
+            order_id = outcome.result.order_id
+            prepared.instrument = self._catalogue.market_of_order(prepared.account, order_id, closed=True)
 
     def render(self, scope: str, key: str, outcome: Outcome) -> wire.Answer:
         """An answer of the past, in the units of the instrument or asset that it is about."""

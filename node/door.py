@@ -18,6 +18,7 @@ from node.submit import Prepared
 from statemachine import commands
 from statemachine.codec import Envelope, encode_command
 from statemachine.codes import Code
+from statemachine.records import OrderRecord
 from statemachine.types import (
     ACCOUNT_PATTERN,
     AMOUNT_UNITS_MAX,
@@ -66,6 +67,12 @@ class Catalogue(Protocol):
     def account_of_withdrawal(self, withdrawal_id: int) -> str | None: ...
 
 
+class Keyed(Protocol):
+    """Orders by the keys of their accounts, as applied here."""
+
+    def order_of_key(self, account: str, key: str, *, closed: bool) -> OrderRecord | None: ...
+
+
 class Unseen(RuleRefused):
     """Something named is not known here. This node may be behind: whoever gets this can catch up and try again."""
 
@@ -87,9 +94,10 @@ def time_us(given: str, field: str) -> int:
 class Door:
     """Turns requests into envelopes. Plain calls: nothing waits, nothing is kept but caches."""
 
-    def __init__(self, catalogue: Catalogue, *, account_secret: bytes) -> None:
+    def __init__(self, catalogue: Catalogue, keyed: Keyed, *, account_secret: bytes) -> None:
         """account_secret: up to 64 bytes, the same on all nodes; drawn account ids can't be guessed without it."""
         self._catalogue = catalogue
+        self._keyed = keyed
         self._secret = account_secret
         self._makers: dict[type[wire.Request], Callable[[Any, Principal, str], Prepared]] = {
             wire.PlaceOrder: self._place,
@@ -169,10 +177,15 @@ class Door:
 
     def _replace(self, request: wire.ReplaceOrder, principal: Principal, key: str) -> Prepared:
         account = _trader_account(principal, request.account)
-        order_id = _identifier(request.order_id, "order_id")
-        market = self._catalogue.market_of_order(account, order_id, closed=True)
-        if market is None:
-            raise Unseen(Code.order_not_found, key=key)
+        order_id, order_key = _named_order(request)
+        if request.symbol:
+            market = self._market(request.symbol)
+        else:
+            found = self._market_named(account, order_id, order_key, closed=True)
+            if found is None:
+                hint = "if it is still on its way, give its symbol too" if order_key else ""
+                raise Unseen(Code.order_not_found, key=key, detail=hint)
+            market = found
         if request.qty is None and request.limit_price is None:
             raise RuleRefused(Code.nothing_to_replace, key=key)
         command = commands.ReplaceOrder(
@@ -180,15 +193,18 @@ class Door:
             order_id,
             0 if request.limit_price is None else market.ticks(request.limit_price),
             0 if request.qty is None else market.lots(request.qty),
+            order_key,
+            # An id never changes its instrument; what a key names may, until this is applied.
+            market.symbol if order_key or request.symbol else "",
         )
         return self._made(request, command, account, key, account=account, market=market)
 
     def _cancel(self, request: wire.CancelOrder, principal: Principal, key: str) -> Prepared:
         account = _trader_account(principal, request.account)
-        order_id = _identifier(request.order_id, "order_id")
+        order_id, order_key = _named_order(request)
         # Unknown here it may still be open: a cancel does not wait until this node has caught up.
-        market = self._catalogue.market_of_order(account, order_id, closed=False)
-        command = commands.CancelOrder(account, order_id)
+        market = self._market_named(account, order_id, order_key, closed=False)
+        command = commands.CancelOrder(account, order_id, order_key)
         return self._made(request, command, account, key, account=account, market=market, is_cancel=True)
 
     def _cancel_all(self, request: wire.CancelOrders, principal: Principal, key: str) -> Prepared:
@@ -337,6 +353,12 @@ class Door:
 
     # ---- shared ----
 
+    def _market_named(self, account: str, order_id: int, order_key: str, *, closed: bool) -> Market | None:
+        if order_id:
+            return self._catalogue.market_of_order(account, order_id, closed=closed)
+        order = self._keyed.order_of_key(account, order_key, closed=closed)
+        return None if order is None else self._catalogue.market(order.symbol)
+
     def _market(self, symbol: str) -> Market:
         market = self._catalogue.market(symbol)
         if market is None:
@@ -405,6 +427,26 @@ def _identifier(given: str, field: str) -> int:
     if not 0 < number < 2**63:
         raise InvalidField(f"{field} must be a whole number above zero", field=field)
     return number
+
+
+def _named_order(request: wire.ReplaceOrder | wire.CancelOrder) -> tuple[int, str]:
+    """(order_id, 0 where there is none; key under which it was placed or last replaced). Raises InvalidField."""
+    order_key = request.original_client_order_id
+    if request.order_id:
+        if order_key:
+            raise InvalidField(
+                "name the order by order_id or by original_client_order_id, not by both",
+                field="original_client_order_id",
+            )
+        return _identifier(request.order_id, "order_id"), ""
+    if not order_key:
+        raise InvalidField("name the order: by order_id, or by original_client_order_id", field="order_id")
+    if not _is_key(order_key):
+        raise InvalidField(
+            "original_client_order_id is 1 to 64 printable ASCII characters without spaces",
+            field="original_client_order_id",
+        )
+    return 0, order_key
 
 
 def _step(number: wire.Number, field: str) -> tuple[int, int]:

@@ -119,6 +119,10 @@ _TRADER_READS = (_TRADER, _AUDITOR)
 _ACCOUNT_READS = (_TRADER, _CUSTODIAN, _AUDITOR)
 _WITHDRAWAL = Parameter("withdrawal_id", "Id of a pending withdrawal.", _ID, "path", True)
 _CLIENT_ID = Parameter("client_order_id", "The key that placed it.", _TEXT64, required=True)
+_NAMED = Parameter("client_order_id", "The key under which the order was placed or last replaced.", _TEXT64)
+_SENT_AT = Parameter(
+    "sent_at", "When it was first sent: after a day a repeat is refused.", {"type": "string", "format": "date-time"}
+)
 _ORDER_STATES = Parameter("status", "Which.", {"type": "string", "enum": ["open", "closed", "all"], "default": "open"})
 _DIGEST_AT = Parameter(
     "digest_at",
@@ -136,14 +140,17 @@ TABLE: tuple[Operation, ...] = (
     _order_command("post", "/v1/orders", "Place an order", wire.PlaceOrder),
     _read("/v1/orders", "List orders, newest first", _TRADER_READS, _list(wire.OrderView),
           _ACCOUNT, _SYMBOL, _ORDER_STATES, _LIMIT, _PAGE_TOKEN),
-    _command("delete", "/v1/orders", "Cancel all open orders of an account, or of an instrument",
-             (_TRADER, _OPERATOR), None, _ACCOUNT, _SYMBOL),
+    _order_command("patch", "/v1/orders", "Replace the order of a client_order_id", wire.ReplaceOrder,
+                   _NAMED, _ACCOUNT),
+    _command("delete", "/v1/orders",
+             "Cancel the order of a client_order_id, or all open orders of an account or an instrument",
+             (_TRADER, _OPERATOR), None, _NAMED, _ACCOUNT, _SYMBOL, _SENT_AT),
     _read("/v1/orders:by_client_order_id", "Show the order that a key placed", _TRADER_READS, wire.OrderView,
           _ACCOUNT, _CLIENT_ID),
     _read("/v1/orders/{order_id}", "Show an order", _TRADER_READS, wire.OrderView, _ORDER_ID),
     _order_command("patch", "/v1/orders/{order_id}", "Replace an order: new total quantity, new price",
                    wire.ReplaceOrder, _ORDER_ID, _ACCOUNT),
-    _command("delete", "/v1/orders/{order_id}", "Cancel an order", (_TRADER,), None, _ORDER_ID, _ACCOUNT),
+    _command("delete", "/v1/orders/{order_id}", "Cancel an order", (_TRADER,), None, _ORDER_ID, _ACCOUNT, _SENT_AT),
     _command("post", "/v1/accounts", "Open an account", (_CUSTODIAN,), wire.OpenAccount),
     _read("/v1/accounts", "List the accounts that the token names", _ACCOUNT_READS, _list(wire.AccountView)),
     _read("/v1/accounts/{account}", "Show an account and its balances", _ACCOUNT_READS, wire.AccountView,

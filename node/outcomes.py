@@ -34,7 +34,7 @@ ERRORS: dict[Code, tuple[int, str]] = {
     Code.asset_exists: (409, "an asset of this name exists"),
     Code.instrument_not_found: (404, "no such symbol: GET /v1/instruments lists them"),
     Code.instrument_exists: (409, "an instrument of this symbol exists"),
-    Code.order_not_found: (404, "no open order of this id in this account: it may have filled or been canceled"),
+    Code.order_not_found: (404, "no open order of this id or key in this account: it may have filled or been canceled"),
     Code.withdrawal_not_found: (404, "no pending withdrawal of this id: it may be posted or voided already"),
     Code.session_not_found: (404, "no open session of this id in this account: open one with cancel_on_disconnect"),
     Code.session_exists: (409, "a session of this id is open: choose another id"),

@@ -13,7 +13,7 @@ from node.outcomes import RuleRefused, answer
 from node.views import order_view, placed_view
 from statemachine.codes import Code
 from statemachine.records import OrderRecord
-from statemachine.results import Canceled, Placed, Replaced
+from statemachine.results import Placed, Replaced
 
 _read_place: Reader[wire.PlaceOrder] = Reader(wire.PlaceOrder)
 _read_replace: Reader[wire.ReplaceOrder] = Reader(wire.ReplaceOrder)
@@ -34,18 +34,20 @@ async def place(request: web.Request) -> web.Response:
 
 async def replace(request: web.Request) -> web.Response:
     """The new order as it is now; `id` is new, `replaces` the old one."""
+    http.only(request, "account", "client_order_id")
     body = await http.read_body(request, _read_replace)
-    order_id = str(http.identifier(request, "order_id"))
-    if body.order_id and body.order_id != order_id:
+    order_id, named = _order_named(request)
+    if body.order_id and body.order_id != (order_id or body.order_id):
         raise InvalidField("order_id in the body differs from the path", field="order_id")
-    command = wire.ReplaceOrder(
-        key=body.key,
-        sent_at=body.sent_at,
+    if named and named != (body.original_client_order_id or named):
+        raise InvalidField(
+            "client_order_id in the query differs from original_client_order_id", field="client_order_id"
+        )
+    command = msgspec.structs.replace(
+        body,
         account=body.account or request.query.get("account", ""),
-        order_id=order_id,
-        qty=body.qty,
-        limit_price=body.limit_price,
-        client_order_id=body.client_order_id,
+        order_id=order_id or body.order_id,
+        original_client_order_id=named or body.original_client_order_id,
     )
     prepared, outcome = await http.submit(request, command)
     node = request.app[NODE]
@@ -58,22 +60,41 @@ async def replace(request: web.Request) -> web.Response:
     return http.written(request, outcome, view)
 
 
+def _order_named(request: web.Request) -> tuple[str, str]:
+    """(order_id, client_order_id) of path and query; both empty where neither names an order."""
+    named = request.query.get("client_order_id")
+    if named == "":
+        # Taken for left out, it would name all orders.
+        raise InvalidField("client_order_id is empty", field="client_order_id")
+    order_id = str(http.identifier(request, "order_id")) if "order_id" in request.match_info else ""
+    return order_id, named or ""
+
+
 async def cancel(request: web.Request) -> web.Response:
-    http.only(request, "account")
+    """One order: that of the path, or that of a client_order_id."""
+    http.only(request, "account", "client_order_id", "sent_at")
+    order_id, named = _order_named(request)
     command = wire.CancelOrder(
-        account=request.query.get("account", ""), order_id=str(http.identifier(request, "order_id"))
+        account=request.query.get("account", ""),
+        sent_at=request.query.get("sent_at", ""),
+        order_id=order_id,
+        original_client_order_id=named,
     )
     prepared, outcome = await http.submit(request, command)
-    node = request.app[NODE]
-    if isinstance(outcome.result, Canceled) and prepared.instrument is None:
-        # This node was behind when it came; by now it has applied the order and its end.
-        prepared.instrument = node.catalogue.market_of_order(prepared.account, outcome.result.order_id, closed=True)
+    request.app[NODE].answers.complete(prepared, outcome)
     return http.written(request, outcome, answer(prepared, outcome))
 
 
-async def cancel_all(request: web.Request) -> web.Response:
-    http.only(request, "account", "symbol")
-    command = wire.CancelOrders(account=request.query.get("account", ""), symbol=request.query.get("symbol", ""))
+async def cancel_some(request: web.Request) -> web.Response:
+    """The order of a client_order_id, or all of an account or an instrument."""
+    if "client_order_id" in request.query:
+        return await cancel(request)
+    http.only(request, "account", "symbol", "sent_at")
+    command = wire.CancelOrders(
+        account=request.query.get("account", ""),
+        sent_at=request.query.get("sent_at", ""),
+        symbol=request.query.get("symbol", ""),
+    )
     prepared, outcome = await http.submit(request, command)
     return http.written(request, outcome, answer(prepared, outcome))
 
@@ -91,19 +112,17 @@ async def show(request: web.Request) -> web.Response:
 
 @http.reading
 async def by_client_order_id(request: web.Request) -> web.Response:
-    """The order that a key placed, for as long as keys are kept."""
+    """The open order of a key, or the one that it placed or replaced into, for as long as keys are kept."""
     http.only(request, "account", "client_order_id")
     account = http.account_of(request, *READERS)
     key = request.query.get("client_order_id", "")
     if not key:
         raise InvalidField("name a client_order_id", field="client_order_id")
     node = request.app[NODE]
-    found = node.answers.of_key(account, key)
-    if found is not None and isinstance(found.result, Placed | Replaced):
-        order = node.catalogue.order(found.result.order_id)
-        if order is not None:
-            return http.read_answer(request, _view(node, order))
-    raise RuleRefused(Code.order_not_found)
+    order = node.answers.order_of_key(account, key, closed=True)
+    if order is None:
+        raise RuleRefused(Code.order_not_found)
+    return http.read_answer(request, _view(node, order))
 
 
 @http.reading
@@ -180,7 +199,8 @@ def _view(node: Node, order: OrderRecord) -> wire.OrderView:
 ROUTES = [
     web.post("/v1/orders", place),
     web.get("/v1/orders", index),
-    web.delete("/v1/orders", cancel_all),
+    web.patch("/v1/orders", replace),
+    web.delete("/v1/orders", cancel_some),
     web.get("/v1/orders:by_client_order_id", by_client_order_id),
     web.get("/v1/orders/{order_id}", show),
     web.patch("/v1/orders/{order_id}", replace),

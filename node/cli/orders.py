@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.client import ReadRefused
+from cluster.client import Consistency, ReadRefused
 from cluster.wire import Answer, BookLevel, BookView, OrderView
 from node.cli.main import EXIT_REFUSED
 from node.cli.output import HINTS, complain, print_fields, print_json, print_table, say, short_time
@@ -26,6 +26,10 @@ trades = typer.Typer(add_completion=False)
 commands = typer.Typer(add_completion=False, no_args_is_help=True, help="What became of a command, by its key.")
 
 OrderArgument = Annotated[str, typer.Argument(metavar="ORDER", help="The order's id.")]
+ClientId = Annotated[
+    str,
+    typer.Option("--client-id", metavar="KEY", help="Instead of ORDER: the key of its placing, or last replacing."),
+]
 SymbolArgument = Annotated[str, typer.Argument(metavar="SYMBOL", help="For example AAPL.")]
 
 
@@ -121,9 +125,10 @@ def _placed(answer: Answer) -> str:
 @connected(order, "replace")
 async def replace(
     session: Session,
-    order_id: OrderArgument,
+    order_id: OrderArgument = "",
     qty: Annotated[str, typer.Option(help="New total quantity, what has filled included.")] = "",
     price: Annotated[str, typer.Option("--price", "-p", help="New limit.")] = "",
+    client_id: ClientId = "",
     account: Account = "",
     key: KeyOption = "",
 ) -> None:
@@ -132,28 +137,46 @@ async def replace(
     A smaller quantity at the same price keeps the place in the queue; anything else loses it.
 
     Example: tiebreak order replace 1 --qty 5 --account alice
+
+    Example: tiebreak order replace --client-id my-order-1 --price 187.10 --account alice
     """
+    _need_one_name(order_id, client_id)
     async with session.client("trader", need_account(account)) as client:
         outcome = await client.replace_order(
-            order_id, qty=qty or None, limit_price=price or None, account=account, key=key
+            order_id, client_order_id=client_id, qty=qty or None, limit_price=price or None, account=account, key=key
         )
     session.finish(
         outcome,
         lambda answer: (
-            f"{_placed(answer)}, replaces {order_id}" + (", place in the queue kept" if answer.kept_priority else "")
+            f"{_placed(answer)}, replaces {answer.replaces}"
+            + (", place in the queue kept" if answer.kept_priority else "")
         ),
     )
 
 
+def _need_one_name(order_id: str, client_id: str) -> None:
+    if bool(order_id) == bool(client_id):
+        raise typer.BadParameter("say which order: ORDER, or --client-id KEY" + (", not both" if order_id else ""))
+
+
 @connected(order, "cancel")
-async def cancel(session: Session, order_id: OrderArgument, account: Account = "", key: KeyOption = "") -> None:
+async def cancel(
+    session: Session,
+    order_id: OrderArgument = "",
+    client_id: ClientId = "",
+    account: Account = "",
+    key: KeyOption = "",
+) -> None:
     """Cancel an open order.
 
     Example: tiebreak order cancel 1 --account alice
+
+    Example: tiebreak order cancel --client-id my-order-1 --account alice
     """
+    _need_one_name(order_id, client_id)
     async with session.client("trader", need_account(account)) as client:
-        outcome = await client.cancel_order(order_id, account=account, key=key)
-    session.finish(outcome, lambda answer: f"order {order_id} canceled, {answer.leaves_qty or '0'} was open")
+        outcome = await client.cancel_order(order_id, client_order_id=client_id, account=account, key=key)
+    session.finish(outcome, lambda answer: f"order {answer.id} canceled, {answer.leaves_qty or '0'} was open")
 
 
 @connected(order, "cancel-all")
@@ -181,13 +204,26 @@ async def cancel_all(
 
 
 @connected(order, "show")
-async def show(session: Session, order_id: OrderArgument, local: Local = False) -> None:
+async def show(
+    session: Session,
+    order_id: OrderArgument = "",
+    client_id: ClientId = "",
+    account: Account = "",
+    local: Local = False,
+) -> None:
     """Show one order, open or closed.
 
     Example: tiebreak order show 1
+
+    Example: tiebreak order show --client-id my-order-1 --account alice
     """
+    _need_one_name(order_id, client_id)
+    consistency: Consistency = "local" if local else "linearizable"
     async with session.client("auditor") as client:
-        view = await client.order(order_id, consistency="local" if local else "linearizable")
+        if client_id:
+            view = await client.order_of_key(client_id, account=need_account(account), consistency=consistency)
+        else:
+            view = await client.order(order_id, consistency=consistency)
     if session.as_json:
         print_json(view)
         return

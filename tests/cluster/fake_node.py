@@ -141,8 +141,13 @@ class FakeNode:
         key = request.headers["Idempotency-Key"]
         command: wire.AnyRequest
         if request.method == "DELETE":
+            named = request.query.get("client_order_id", "")
             command = wire.CancelOrder(
-                order_id=request.path.rsplit("/", 1)[1], key=key, account=request.query.get("account", "")
+                order_id="" if named else request.path.rsplit("/", 1)[1],
+                original_client_order_id=named,
+                key=key,
+                account=request.query.get("account", ""),
+                sent_at=request.query.get("sent_at", ""),
             )
         else:
             command = msgspec.structs.replace(msgspec.json.decode(body, type=wire.AnyRequest), key=key)

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.client import Client, Done, Outcome, ReadRefused, Refused, Unavailable, Unknown
 from cluster.client_answers import outcome
-from cluster.wire import Answer, PlaceOrder
+from cluster.wire import Answer, CancelOrder, PlaceOrder, ReplaceOrder
 from tests.cluster.fake_node import TOKEN, FakeNode, Ledger, free_port
 
 Scenario = Callable[[FakeNode, FakeNode, Client], Awaitable[None]]
@@ -182,11 +182,34 @@ def test_what_may_be_believed(error: str, code: int, index: int, unsure: bool, k
     assert type(outcome("k", Answer(error=error, code=code, index=index), unsure=unsure)) is kind
 
 
-def test_cancel_goes_with_its_key() -> None:
+def test_cancel_goes_with_its_key_and_the_time_it_was_first_sent() -> None:
+    """A cancel of all that comes again after its key is forgotten would cancel what was placed since."""
+
     async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
         assert isinstance(await client.cancel_order("7", key="c1"), Done)
-        assert first.requests == ["DELETE /v1/orders/7"]
-        assert first.ledger.executed[0].key == "c1"
+        assert isinstance(await client.cancel_order(client_order_id="k&=7", account="alice", key="c2"), Done)
+        assert isinstance(await client.cancel_orders(symbol="AAPL", key="c3"), Done)
+        assert first.requests == ["DELETE /v1/orders/7", "DELETE /v1/orders", "DELETE /v1/orders"]
+        by_id, by_key, _ = first.ledger.executed
+        assert isinstance(by_id, CancelOrder)
+        assert (by_id.key, by_id.order_id, by_id.original_client_order_id) == ("c1", "7", "")
+        assert isinstance(by_key, CancelOrder)
+        assert (by_key.order_id, by_key.original_client_order_id, by_key.account) == ("", "k&=7", "alice")
+        assert all(one.sent_at for one in first.ledger.executed)
+
+    run(scenario)
+
+
+def test_a_replacement_names_its_order_either_way() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        assert isinstance(await client.replace_order("7", qty=5), Done)
+        assert isinstance(await client.replace_order(client_order_id="k7", symbol="AAPL", qty=5), Done)
+        assert first.requests == ["PATCH /v1/orders/7", "PATCH /v1/orders"]
+        by_id, by_key = first.ledger.executed
+        assert isinstance(by_id, ReplaceOrder)
+        assert (by_id.order_id, by_id.original_client_order_id) == ("7", "")
+        assert isinstance(by_key, ReplaceOrder)
+        assert (by_key.order_id, by_key.original_client_order_id, by_key.symbol) == ("", "k7", "AAPL")
 
     run(scenario)
 

@@ -90,6 +90,13 @@ def test_a_day_at_the_terminal(user: User) -> None:
     assert user.gets("order list --account bob")["orders"][0]["id"] == smaller["id"]
     user.does(f"order cancel {smaller['id']} --account bob")
     assert user.gets(f"order cancel {smaller['id']} --account bob", code=1)["error"] == "order_not_found"
+    user.does("order place sell AAPL 5 --price 190 --account bob --key mine")
+    assert user.gets("order replace --client-id mine --qty 4 --account bob --key mine-2")["leaves_qty"] == "4"
+    assert user.gets("order show --client-id mine --account bob")["status"] == "replaced"
+    assert user.gets("order cancel --client-id mine --account bob", code=1)["error"] == "order_not_found"
+    assert user.gets("order cancel --client-id mine-2 --account bob")["status"] == "canceled"
+    user.does("order cancel --account bob", code=2)
+    user.does("order cancel 1 --client-id mine --account bob", code=2)
     user.does("order place sell AAPL 5 --price 190 --account bob")
     assert user.gets("order cancel-all --account bob")["count"] == 1
 
