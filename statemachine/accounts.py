@@ -32,7 +32,7 @@ class Account:
     """An account with its open orders. It stays in memory while it is dirty or has anything open.
 
     keys: [bucket, count] of live idempotency keys, oldest bucket first; keys_live is their sum.
-    open_counts: open orders by symbol.
+    orders_in: open orders by symbol, then by id; as in all dicts of orders, by ascending id.
     orders_by_key: open orders by the key that they were placed or last replaced under, the newest of a key.
     """
 
@@ -48,9 +48,9 @@ class Account:
         "last_closed_order_id",
         "last_ledger_row",
         "last_trade_id",
-        "open_counts",
         "orders",
         "orders_by_key",
+        "orders_in",
         "sessions",
         "withdrawals_open",
     )
@@ -68,7 +68,7 @@ class Account:
         self.last_closed_order_id = 0
         self.orders: dict[int, Order] = {}
         self.orders_by_key: dict[str, Order] = {}
-        self.open_counts: dict[str, int] = {}
+        self.orders_in: dict[str, dict[int, Order]] = {}
         self.sessions: dict[str, Session] = {}
         self.withdrawals_open = 0
         self.dirty = False

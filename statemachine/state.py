@@ -369,7 +369,10 @@ class State:
         by_key = account.orders_by_key
         order.same_key = by_key.get(order.key)
         by_key[order.key] = order
-        account.open_counts[symbol] = account.open_counts.get(symbol, 0) + 1
+        in_symbol = account.orders_in.get(symbol)
+        if in_symbol is None:
+            in_symbol = account.orders_in[symbol] = {}
+        in_symbol[order_id] = order
         if order.session is not None:
             order.session.orders[order_id] = order
         if order.expires_at_us:
@@ -390,11 +393,10 @@ class State:
             del by_key[order.key]
         else:
             forget_shared_key(by_key, order)
-        count = account.open_counts[symbol] - 1
-        if count:
-            account.open_counts[symbol] = count
-        else:
-            del account.open_counts[symbol]
+        in_symbol = account.orders_in[symbol]
+        del in_symbol[order_id]
+        if not in_symbol:
+            del account.orders_in[symbol]
         if order.session is not None:
             del order.session.orders[order_id]
         if order.expires_at_us:

@@ -125,7 +125,7 @@ def place(state: State, command: PlaceOrder) -> AnyResult:
         return refusal
     if is_limit:
         rests = time_in_force is not IOC and time_in_force is not FOK
-        count = account.open_counts.get(instrument.symbol, 0)
+        count = len(account.orders_in.get(instrument.symbol, ()))
         refusal = limit_refusal(state, account, instrument, side, price_ticks, rests, command.post_only, count)
     else:
         refusal = reference_refusal(state, instrument)
@@ -219,7 +219,7 @@ def replace(state: State, command: ReplaceOrder) -> AnyResult:
     leaves_notional_units = price_ticks * leaves_lots * notional_unit
     if old.notional_units + leaves_notional_units > AMOUNT_UNITS_MAX:  # its total must stay inside 64 bits
         return refused(Code.notional_too_large, AMOUNT_UNITS_MAX, old.notional_units + leaves_notional_units)
-    open_before = account.open_counts[instrument.symbol] - 1
+    open_before = len(account.orders_in[instrument.symbol]) - 1
     refusal = limit_refusal(state, account, instrument, old.side, price_ticks, True, old.post_only, open_before)
     if refusal is not None:
         return refusal

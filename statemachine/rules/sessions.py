@@ -1,6 +1,7 @@
 """Rules for mass cancels and for cancel-on-disconnect sessions."""
 
-from heapq import heappush
+from collections.abc import Iterable
+from heapq import heappush, merge
 from itertools import islice
 
 from statemachine.accounts import Account, Session
@@ -37,11 +38,12 @@ def cancel_account_orders(state: State, command: CancelAccountOrders) -> AnyResu
 
     # ---- every refusal is above this line ----
     total = sum(
-        count
-        for symbol, count in account.open_counts.items()
+        len(orders)
+        for symbol, orders in account.orders_in.items()
         if (not command.symbol or symbol == command.symbol) and state.instruments[symbol].mode is not HALTED
     )
-    return start_sweep(state, command.account, command.symbol, "", Reason.mass_cancel, total)
+    first = orders_by_id(state, account, command.symbol)
+    return start_sweep(state, command.account, command.symbol, "", Reason.mass_cancel, first, total)
 
 
 def cancel_instrument_orders(state: State, command: CancelInstrumentOrders) -> AnyResult:
@@ -52,23 +54,43 @@ def cancel_instrument_orders(state: State, command: CancelInstrumentOrders) -> A
         return refused(Code.instrument_halted)
 
     # ---- every refusal is above this line ----
-    return start_sweep(state, "", command.symbol, "", Reason.mass_cancel, len(instrument.orders))
+    orders = instrument.orders
+    return start_sweep(state, "", command.symbol, "", Reason.mass_cancel, orders.values(), len(orders))
 
 
-def start_sweep(state: State, account: str, symbol: str, session: str, reason: Reason, total: int) -> CanceledMany:
-    """Cancel the first chunk of `total` orders now; what is left goes on with each time step."""
+def start_sweep(
+    state: State, account: str, symbol: str, session: str, reason: Reason, orders: Iterable[Order], total: int
+) -> CanceledMany:
+    """Cancel the first chunk of these `total` orders now; what is left goes on with each time step.
+
+    Looks at no order that it does not cancel: there may be 100,000 others, and a thousand such commands in a batch.
+    """
+    chunk = list(islice(orders, CHUNK_ORDERS))
+    for order in chunk:
+        state.close(order, CANCELED, reason)
+    count = len(chunk)
+    if count == total:
+        return CanceledMany(count, 0)
     # The id is free for the next sweep once this one is done.
     sweep_id = next(reversed(state.sweeps), 0) + 1
     sweep = SweepRecord(sweep_id, account, symbol, session, reason, state.next_order_id - 1)
-    count = run_sweep(state, sweep, CHUNK_ORDERS)
-    if count < total:
-        for other in state.sweeps.values():
-            if (other.account, other.symbol, other.session) == (account, symbol, session):
-                sweep = SweepRecord(other.sweep_id, account, symbol, session, reason, sweep.order_id_max)
-                break
-        state.sweeps[sweep.sweep_id] = sweep
-        state.dirty_sweeps[sweep.sweep_id] = None
+    for other in state.sweeps.values():
+        if (other.account, other.symbol, other.session) == (account, symbol, session):
+            sweep = SweepRecord(other.sweep_id, account, symbol, session, reason, sweep.order_id_max)
+            break
+    state.sweeps[sweep.sweep_id] = sweep
+    state.dirty_sweeps[sweep.sweep_id] = None
     return CanceledMany(count, total - count)
+
+
+def orders_by_id(state: State, account: Account, symbol: str) -> Iterable[Order]:
+    """The open orders of an account by ascending id: in one instrument, or in all that are not halted."""
+    if symbol:
+        return account.orders_in.get(symbol, {}).values()
+    books = [
+        orders.values() for name, orders in account.orders_in.items() if state.instruments[name].mode is not HALTED
+    ]
+    return merge(*books, key=lambda order: order.order_id)
 
 
 def run_sweep(state: State, sweep: SweepRecord, chunk: int) -> int:
@@ -84,9 +106,15 @@ def orders_of(state: State, sweep: SweepRecord, limit: int) -> list[Order]:
 
     Orders of halted instruments are passed over, save where a session ended: those die as by expiry.
     """
-    scope = state.known_account(sweep.account) if sweep.account else state.instruments[sweep.symbol]
+    orders: Iterable[Order]
+    if not sweep.account:
+        orders = state.instruments[sweep.symbol].orders.values()
+    elif sweep.session:
+        orders = state.known_account(sweep.account).orders.values()
+    else:
+        orders = orders_by_id(state, state.known_account(sweep.account), sweep.symbol)
     found: list[Order] = []
-    for order in scope.orders.values():
+    for order in orders:
         if order.order_id > sweep.order_id_max or len(found) == limit:
             break
         if belongs(order, sweep):
@@ -157,8 +185,10 @@ def close_session(state: State, command: CloseSession) -> AnyResult:
 
     # ---- every refusal is above this line ----
     session.end()
-    total = len(session.orders)
-    result = start_sweep(state, command.account, "", command.session, Reason.session_closed, total)
+    orders = session.orders
+    result = start_sweep(
+        state, command.account, "", command.session, Reason.session_closed, orders.values(), len(orders)
+    )
     remove_session(state, account, session)
     return result
 

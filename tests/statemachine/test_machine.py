@@ -1,5 +1,7 @@
 """The machine around the rules: time, indexes, formats, keys within a batch, what is dirty, what stops it."""
 
+from typing import NoReturn
+
 import msgspec
 import pytest
 
@@ -11,8 +13,9 @@ from statemachine.events import RulesActivated
 from statemachine.invariants import InvariantBroken
 from statemachine.machine import DIGESTS_KEPT, RULES, Machine
 from statemachine.memory import MemoryBacking
+from statemachine.order import Order
 from statemachine.records import Applied
-from statemachine.results import AnyResult, Done, Moved, Refused, Repeat
+from statemachine.results import AnyResult, CanceledMany, Done, Moved, Refused, Repeat
 from statemachine.state import DUE_SLACK, State, empty_state
 from statemachine.types import CHUNK_ORDERS, KEY_BUCKET_US, KEY_RETENTION_US, RULES_VERSIONS, SENT_AHEAD_US_MAX
 from tests.statemachine.talk import START_US, Talk
@@ -151,6 +154,33 @@ def test_a_key_is_known_for_as_long_as_its_command_may_be_taken() -> None:
         applied = apply(made, deposit("a", sent_at_us=sent_at_us), stamp_us=stamp_us)
         assert type(applied.results[0]) is expected, applied.results
         made.machine.collect()
+
+
+class NotWalked(dict[int, Order]):
+    """The orders of an account that nobody may look through one by one."""
+
+    def values(self) -> NoReturn:
+        raise AssertionError("an account may have 100,000 orders, and a batch a thousand mass cancels")
+
+
+def test_a_mass_cancel_looks_only_at_what_it_cancels() -> None:
+    made = talk()
+    made.say("asset ABC 0")
+    made.say("instrument ABC-USD ABC USD 2")
+    for name in ("XYZ", "ABC", "XYZ"):
+        made.say(f"place alice {name}-USD buy 1 100")
+    account = made.machine._state.accounts["alice"]
+    account.orders = NotWalked(account.orders)
+    state = made.machine._state
+    for command, count in (
+        (c.CancelAccountOrders("bob"), 0),
+        (c.CancelAccountOrders("alice", "ABC-USD"), 1),
+        (c.CancelAccountOrders("alice", "ABC-USD"), 0),
+        (c.CancelAccountOrders("alice"), 2),
+    ):
+        assert RULES[type(command)](state, command) == CanceledMany(count, 0)
+    assert RULES[c.OpenSession](state, c.OpenSession("alice", "s", 1_000))
+    assert RULES[c.CloseSession](state, c.CloseSession("alice", "s")) == CanceledMany(0, 0)
 
 
 def test_only_what_changed_is_collected() -> None:
