@@ -226,7 +226,7 @@ async def _kill(
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
         driver.abandon()
-        probe = market.request(Intent(Act.place, 0, 0, 1, 100, 1), "", f"probe-{time.time_ns():x}", "")
+        probe = market.request(Intent(Act.place, 0, 0, 1, 100, 1), f"probe-{time.time_ns():x}", "", "")
         checked = await driver.check(probe)
     lasted = spread([outage * 1e3 for outage in outages])
     return [

@@ -169,7 +169,7 @@ class Demo:
         began = time.monotonic()
         with progress_bar() as bar:
             task = bar.add_task("asking for every answer again, by its key", total=driver.answered)
-            probe = self.market.request(Intent(Act.place, 0, 0, 1, 1, 1), "", "demo-probe", "")
+            probe = self.market.request(Intent(Act.place, 0, 0, 1, 1, 1), "demo-probe", "", "")
             found.checked = await driver.check(probe, lambda count: bar.update(task, completed=count))
         step("all answers asked for again, by their keys", time.monotonic() - began)
         trades = await auditor.trades(symbol=self.market.symbol, limit=1)

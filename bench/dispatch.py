@@ -1,74 +1,71 @@
-"""Which intents may go out now: a cancel has to wait for the id that its order gets.
+"""Gives each intent the key of its command, and names the order that it changes by the key of that one.
 
-Traders can't cancel what has not been confirmed. So an intent on an order whose answer is still under
-way is parked until it comes; all others go on. That reorders a pipelined flow a little against the
-recording (by what is under way), as every real feed of orders through a network does.
+So nothing has to wait for an id: an order may be changed and canceled while its placing is under way. That
+holds as long as all commands of a flow travel in order, on one connection.
 """
 
-from collections import deque
 from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
 
 from bench.flow import Act, Intent
 
 
-class Dispatcher:
-    """Hands out intents in order, as far as their orders' ids are known.
+class Asked(NamedTuple):
+    """An intent as it is sent: under `key`; `order` is the key of the order that it changes, or ""."""
 
-    The caller tells each answer by `answered`, in any order; until then the order counts as under way.
+    intent: Intent
+    key: str
+    order: str
+
+
+class Dispatcher:
+    """Hands out intents in their order. run: begins every key, so that two runs never share one.
+
+    The caller tells what was refused: an order that was never placed is not canceled, one that was not
+    reduced keeps its name. What is under way by then can't be called back.
     """
 
-    def __init__(self, intents: Iterator[Intent]) -> None:
+    def __init__(self, intents: Iterator[Intent], run: str) -> None:
         self._intents = intents
-        self._ids: dict[int, str] = {}
-        self._parked: dict[int, deque[Intent]] = {}
-        """By reference, of each order whose id is under way."""
-        self._released: deque[Intent] = deque()
+        self._run = run
+        self._number = 0
+        self._orders: dict[int, list[str]] = {}
+        """By reference: the keys that an order has had, the present one last."""
         self.exhausted = False
-        """The intents have come to their end; parked ones may still follow."""
+        """The intents have come to their end."""
         self.dropped = 0
-        """Intents on orders that were refused, or lost in an unknown outcome."""
+        """Intents on orders whose placing was refused."""
 
-    def take(self, count: int) -> list[tuple[Intent, str]]:
-        """At most `count` intents that can go out now, each with the id of the order that it changes, or ""."""
-        taken: list[tuple[Intent, str]] = []
-        while len(taken) < count:
-            if self._released:
-                intent = self._released.popleft()
-            else:
-                following = next(self._intents, None)
-                if following is None:
-                    self.exhausted = True
-                    break
-                intent = following
-            ref = intent.ref
-            if intent.act in (Act.take, Act.mode):
-                taken.append((intent, ""))
-            elif ref in self._parked:
-                self._parked[ref].append(intent)
-            elif intent.act == Act.place:
-                self._parked[ref] = deque()
-                taken.append((intent, ""))
-            elif ref not in self._ids:
-                self.dropped += 1
-            elif intent.act == Act.reduce:
-                self._parked[ref] = deque()
-                taken.append((intent, self._ids[ref]))
-            else:
-                taken.append((intent, self._ids.pop(ref)))
+    def take(self, count: int) -> list[Asked]:
+        """The next `count` intents, fewer only at the end of the flow."""
+        taken: list[Asked] = []
+        while len(taken) < count and not self.exhausted:
+            part = list(islice(self._intents, count - len(taken)))
+            self.exhausted = not part
+            taken += [asked for intent in part if (asked := self._named(intent)) is not None]
         return taken
 
-    def answered(self, intent: Intent, order_id: str) -> None:
-        """The answer to an intent that was taken. order_id: the order's id from now on, "" if there is none."""
-        if intent.act not in (Act.place, Act.reduce):
-            return
-        parked = self._parked.pop(intent.ref)
-        if order_id:
-            self._ids[intent.ref] = order_id
-        else:
-            self._ids.pop(intent.ref, None)
-        self._released.extend(parked)
+    def _named(self, intent: Intent) -> Asked | None:
+        order = ""
+        if intent.act in (Act.reduce, Act.cancel):
+            keys = self._orders.get(intent.ref)
+            if not keys:
+                self.dropped += 1
+                return None
+            order = keys[-1]
+        self._number += 1
+        key = f"{self._run}-{self._number}"
+        if intent.act == Act.place:
+            self._orders[intent.ref] = [key]
+        elif intent.act == Act.reduce:
+            self._orders[intent.ref].append(key)
+        elif intent.act == Act.cancel:
+            del self._orders[intent.ref]
+        return Asked(intent, key, order)
 
-    @property
-    def waiting(self) -> int:
-        """Intents that are parked or released but not yet taken."""
-        return len(self._released) + sum(map(len, self._parked.values()))
+    def refused(self, asked: Asked) -> None:
+        """A command that was taken had no effect."""
+        keys = self._orders.get(asked.intent.ref, [])
+        if asked.intent.act in (Act.place, Act.reduce) and asked.key in keys:
+            keys.remove(asked.key)

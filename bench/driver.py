@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from msgspec import Struct
 
-from bench.dispatch import Dispatcher
+from bench.dispatch import Asked, Dispatcher
 from bench.flow import Act, Intent
 from bench.market import Market
 from cluster.client import Client, Done, Outcome, Refused, Stream, Unknown
@@ -68,13 +68,11 @@ class Driver:
     ) -> None:
         self._client = client
         self._market = market
-        self._dispatcher = Dispatcher(intents)
-        self._run = run
+        self._dispatcher = Dispatcher(intents, run)
         self._frame = frame
         self._room = asyncio.Semaphore(frames_under_way)
         self._rate_per_s = rate_per_s
         self._waiting: list[tuple[int, asyncio.Event]] = []
-        self._number = 0
         self._under_way: dict[str, Kept] = {}
         self.kept: list[Kept] = []
         """Every command that the machine answered, in the order of the answers."""
@@ -110,10 +108,7 @@ class Driver:
                 taken = self._dispatcher.take(min(self._frame, commands - sent))
                 if not taken:
                     self._room.release()
-                    if self._dispatcher.exhausted and not self._dispatcher.waiting:
-                        break
-                    await asyncio.sleep(0.001)  # what is left waits for answers that are under way
-                    continue
+                    break
                 sent += len(taken)
                 group.create_task(self._send(stream, taken))
                 if self._rate_per_s:
@@ -125,13 +120,12 @@ class Driver:
         self.unknown.extend(self._under_way.values())
         self._under_way.clear()
 
-    async def _send(self, stream: Stream, taken: list[tuple[Intent, str]]) -> None:
+    async def _send(self, stream: Stream, taken: list[Asked]) -> None:
         sent_at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         kept: list[Kept] = []
-        for intent, order_id in taken:
-            self._number += 1
-            request = self._market.request(intent, order_id, f"{self._run}-{self._number}", sent_at)
-            kept.append(Kept(request, intent.act))
+        for asked in taken:
+            request = self._market.request(asked.intent, asked.key, asked.order, sent_at)
+            kept.append(Kept(request, asked.intent.act))
             self._under_way[request.key] = kept[-1]
         began = time.monotonic()
         try:
@@ -143,31 +137,29 @@ class Driver:
             del self._under_way[one.request.key]
         self.latencies_ms.append((now - began) * 1e3)
         self.answered_at.append(now)
-        for one, (intent, _), outcome in zip(kept, taken, outcomes, strict=True):
-            self._take(one, intent, outcome)
+        for one, asked, outcome in zip(kept, taken, outcomes, strict=True):
+            if isinstance(outcome, Refused):
+                self._dispatcher.refused(asked)
+            self._take(one, outcome)
         for count, event in self._waiting:
             if self.answered >= count:
                 event.set()
 
-    def _take(self, one: Kept, intent: Intent, outcome: Outcome) -> None:
+    def _take(self, one: Kept, outcome: Outcome) -> None:
         match outcome:
             case Done():
                 one.id = outcome.id
-                self.filled += intent.act != Act.cancel and outcome.answer.filled_qty not in _NONE
-                self.acts[intent.act] += 1
+                self.filled += one.act != Act.cancel and outcome.answer.filled_qty not in _NONE
+                self.acts[one.act] += 1
                 self.kept.append(one)
-                self._dispatcher.answered(intent, outcome.id)
             case Refused() if outcome.code % 100_000 >= NODE_CODES_FROM:
                 self.turned_away[outcome.error] += 1  # nothing was logged: there is nothing to check
-                self._dispatcher.answered(intent, "")
             case Refused():
                 one.refused = outcome.error
                 self.refused[outcome.error] += 1
                 self.kept.append(one)
-                self._dispatcher.answered(intent, "")
             case Unknown():
                 self.unknown.append(one)
-                self._dispatcher.answered(intent, "")
 
     async def check(self, probe: AnyRequest | None = None, on_checked: Callable[[int], None] | None = None) -> Checked:
         """Send every command again, byte for byte, and compare: the cluster must repeat what it said.

@@ -1,8 +1,8 @@
 """The load generator of the cluster benchmarks, a process of its own: `python -m bench.load` reads a Spec on stdin.
 
-It is lean, since it shares the machine with what it measures: msgpack frames over one WebSocket each,
-no client library, no retries. A frame is encoded when it goes out, because cancels name ids that only
-the answers tell. What it finds goes to stdout as one JSON document.
+It is lean, since it shares the machine with what it measures: msgpack frames over one WebSocket, no client
+library, no retries. One connection, because a cancel must not come before its order. What it finds goes to
+stdout as one JSON document.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ import uvloop
 from msgspec import Struct
 
 from bench import datasets, flow, lobster
-from bench.dispatch import Dispatcher
+from bench.dispatch import Asked, Dispatcher
 from bench.flow import Act, Flow, Intent
 from bench.generator import Market as MadeUpMarket
 from bench.market import MAKERS, TAKERS, Market
@@ -48,9 +48,8 @@ class LoadError(Exception):
 class Spec(Struct):
     """What to send.
 
-    mode: `pipelined` keeps frames_under_way frames of `frame` commands under way on each connection;
-        `open` sends single commands at rate_per_s, answered or not; `one` sends a command when the one
-        before it was answered.
+    mode: `pipelined` keeps frames_under_way frames of `frame` commands under way; `open` sends single commands at
+        rate_per_s, answered or not; `one` sends a command when the one before it was answered.
     seconds: measured after warmup_s.
     """
 
@@ -61,7 +60,6 @@ class Spec(Struct):
     run: str
     frame: int = 50
     frames_under_way: int = 16
-    connections: int = 1
     rate_per_s: int = 10_000
     warmup_s: float = 2.0
     seconds: float = 10.0
@@ -121,11 +119,11 @@ class Load:
         flow_of = intents_of(spec.path, spec.seed)
         # Making up the flow costs more than sending it, so most of it is made before the clock runs.
         made = list(islice(flow_of, int(AHEAD_PER_S[spec.mode] * (spec.warmup_s + spec.seconds))))
-        self._dispatcher = Dispatcher(chain(made, flow_of))
+        self._dispatcher = Dispatcher(chain(made, flow_of), spec.run)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Answers).decode
         self._number = 0
-        self._frames: dict[int, tuple[float, list[tuple[Intent, str]]]] = {}
+        self._frames: dict[int, tuple[float, list[Asked]]] = {}
         self._from = self._to = 0.0
         self._cpu_from: dict[str, float] = {}
         self._cpu_to: dict[str, float] = {}
@@ -140,24 +138,21 @@ class Load:
         spec = self.spec
         async with contextlib.AsyncExitStack() as stack:
             session = await stack.enter_async_context(aiohttp.ClientSession())
-            sockets = [
-                await stack.enter_async_context(
-                    session.ws_connect(
-                        spec.url + "/v1/stream",
-                        headers={"Authorization": f"Bearer {spec.token}"},
-                        max_msg_size=FRAME_BYTES_MAX,
-                        compress=0,
-                    )
+            socket = await stack.enter_async_context(
+                session.ws_connect(
+                    spec.url + "/v1/stream",
+                    headers={"Authorization": f"Bearer {spec.token}"},
+                    max_msg_size=FRAME_BYTES_MAX,
+                    compress=0,
                 )
-                for _ in range(spec.connections)
-            ]
+            )
             self._from = time.perf_counter() + spec.warmup_s
             self._to = self._from + spec.seconds
             watching = asyncio.create_task(self._watch_cpu())
             if spec.mode == "open":
-                await self._open_loop(sockets)
+                await self._open_loop(socket)
             else:
-                await asyncio.gather(*map(self._closed_loop, sockets))
+                await self._closed_loop(socket)
             await watching
         return Result(
             commands=self.commands,
@@ -185,26 +180,25 @@ class Load:
             if answered:
                 await self._send(socket, size, now)
 
-    async def _open_loop(self, sockets: list[aiohttp.ClientWebSocketResponse]) -> None:
+    async def _open_loop(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         """One command per message, each due at its own time; latency counts from there, sent late or not."""
-        readers = [asyncio.create_task(self._receive_all(socket)) for socket in sockets]
+        reader = asyncio.create_task(self._receive_all(socket))
         began = time.perf_counter()
         gap_s = 1 / self.spec.rate_per_s
         number = 0
         while (now := time.perf_counter()) < self._to:
             while (due := began + number * gap_s) <= now:
                 self._late_max_s = max(self._late_max_s, now - due if due >= self._from else 0.0)
-                await self._send(sockets[number % len(sockets)], 1, due)
+                await self._send(socket, 1, due)
                 number += 1
             await asyncio.sleep(SLICE_S)
         for _ in range(DRAIN_LOOKS):
             if self._frames:
                 await asyncio.sleep(0.01)
-        for reader in readers:
-            if reader.done():
-                reader.result()
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+        if reader.done():
+            reader.result()
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
 
     async def _watch_cpu(self) -> None:
         pids = {**self.spec.pids, GENERATOR: os.getpid()}
@@ -220,14 +214,11 @@ class Load:
     async def _send(self, socket: aiohttp.ClientWebSocketResponse, size: int, due: float) -> None:
         taken = self._dispatcher.take(size)
         if not taken:
-            self.errors["the flow ended, or waits for answers"] += 1
+            self.errors["the flow ended"] += 1
             return
         sent_at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        commands = []
-        for intent, order_id in taken:
-            self._number += 1
-            key = f"{self.spec.run}-{self._number}"
-            commands.append(self._market.request(intent, order_id, key, sent_at))
+        commands = [self._market.request(one.intent, one.key, one.order, sent_at) for one in taken]
+        self._number += 1
         self._frames[self._number] = (due, taken)
         await socket.send_bytes(self._encode(Submit(self._number, commands, self.spec.timeout_ms)))
 
@@ -250,18 +241,19 @@ class Load:
             self.errors[str(said.get("error"))] += 1
             frame = said.get("id")
             if isinstance(frame, int) and frame in self._frames:
-                for intent, _ in self._frames.pop(frame)[1]:
-                    self._dispatcher.answered(intent, "")
+                for one in self._frames.pop(frame)[1]:
+                    self._dispatcher.refused(one)
                 return True
             return False
         now = time.perf_counter()
         due, taken = self._frames.pop(answers.id)
         counts = self._counts(due, now)
-        for (intent, _), answer in zip(taken, answers.results, strict=True):
-            self._dispatcher.answered(intent, "" if answer.error else answer.id)
+        for one, answer in zip(taken, answers.results, strict=True):
+            if answer.error:
+                self._dispatcher.refused(one)
             if counts:
                 if not answer.error:
-                    self.acts[Act(intent.act).name] += 1
+                    self.acts[Act(one.intent.act).name] += 1
                 elif answer.code // 100_000 in (429, 503):
                     self.errors[answer.error] += 1
                     continue

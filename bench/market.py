@@ -77,8 +77,8 @@ class Market:
             for asset, amount in ((CASH, str(CASH_EACH)), (self.symbol, str(SHARES_EACH)))
         ]
 
-    def command(self, intent: Intent, order_id: int) -> tuple[str, commands.Command]:
-        """(scope, command) for the bare machine."""
+    def command(self, intent: Intent, order: str) -> tuple[str, commands.Command]:
+        """(scope, command) for the bare machine. order: the key of the order that it changes."""
         account = self.account(intent)
         match intent.act:
             case Act.place | Act.take:
@@ -92,14 +92,14 @@ class Market:
                     intent.quantity,
                 )
             case Act.reduce:
-                return account, commands.ReplaceOrder(account, order_id, 0, intent.quantity)
+                return account, commands.ReplaceOrder(account, 0, 0, intent.quantity, order, self.symbol)
             case Act.cancel:
-                return account, commands.CancelOrder(account, order_id)
+                return account, commands.CancelOrder(account, 0, order)
             case _:
                 return "@operator", commands.SetMode(self.symbol, Mode(intent.quantity))
 
-    def request(self, intent: Intent, order_id: str, key: str, sent_at: str) -> wire.AnyRequest:
-        """The same for the public API. A halt needs an operator's token."""
+    def request(self, intent: Intent, key: str, order: str, sent_at: str) -> wire.AnyRequest:
+        """The same for the public API, under `key`. A halt needs an operator's token."""
         account = self.account(intent)
         match intent.act:
             case Act.place | Act.take:
@@ -116,10 +116,15 @@ class Market:
                 )
             case Act.reduce:
                 return wire.ReplaceOrder(
-                    key=key, sent_at=sent_at, account=account, order_id=order_id, qty=intent.quantity
+                    key=key,
+                    sent_at=sent_at,
+                    account=account,
+                    original_client_order_id=order,
+                    symbol=self.symbol,
+                    qty=intent.quantity,
                 )
             case Act.cancel:
-                return wire.CancelOrder(key=key, sent_at=sent_at, account=account, order_id=order_id)
+                return wire.CancelOrder(key=key, sent_at=sent_at, account=account, original_client_order_id=order)
             case _:
                 mode: wire.ModeWord = _MODE_WORDS[intent.quantity]
                 return wire.ChangeInstrument(key=key, sent_at=sent_at, symbol=self.symbol, mode=mode)

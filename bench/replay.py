@@ -69,9 +69,9 @@ class Engine:
             if isinstance(result, Refused):
                 raise ReplayError(f"the market was not opened: {result}")
 
-    def envelope(self, scope: str, body: object) -> Envelope:
+    def envelope(self, scope: str, body: object, key: str = "") -> Envelope:
         self.keys += 1
-        return Envelope(scope, f"k{self.keys}", 0, codec.encode(body))
+        return Envelope(scope, key or f"k{self.keys}", 0, codec.encode(body))
 
     def apply(self, payload: bytes) -> Applied:
         self.index += 1
@@ -139,7 +139,7 @@ class ExactReplay:
 
     def _send(self, intent: Intent) -> None:
         if intent.act not in (Act.reduce, Act.cancel):
-            self._ask(intent, *self.engine.market.command(intent, 0))
+            self._ask(intent, *self.engine.market.command(intent, ""))
             return
         if intent.ref in self._pending:
             self.flush()
@@ -207,29 +207,25 @@ class ExactReplay:
 def record(intents: Iterator[Intent], market: Market, *, commands: int, batch: int) -> tuple[list[bytes], Counts]:
     """Payloads of `batch` commands each, such as a node would put in the log, with what became of them.
 
-    An intent that needs an id of the same batch waits for the next one. Applying the same payloads to a
-    fresh machine in the same order gives the same answers: order ids are part of the state.
+    Applying the same payloads to a fresh machine in the same order gives the same answers.
     """
     engine = Engine(market)
     engine.open()
     counts = Counts()
-    dispatcher = Dispatcher(intents)
+    dispatcher = Dispatcher(intents, "r")
     payloads: list[bytes] = []
     now_us = START_US
     while counts.commands < commands:
         taken = dispatcher.take(min(batch, commands - counts.commands))
         if not taken:
             break
-        envelopes = []
-        for intent, order_id in taken:
-            scope, command = market.command(intent, int(order_id or 0))
-            envelopes.append(engine.envelope(scope, command))
+        envelopes = [engine.envelope(*market.command(one.intent, one.order), one.key) for one in taken]
         now_us += 1_000
         payloads.append(codec.encode_batch(now_us, envelopes))
         applied = engine.apply(payloads[-1])
-        for (intent, _), result in zip(taken, applied.results, strict=True):
-            counts.add(intent.act, result)
-            order_id = str(result.order_id) if isinstance(result, Placed | Replaced) else ""
-            dispatcher.answered(intent, order_id)
+        for one, result in zip(taken, applied.results, strict=True):
+            counts.add(one.intent.act, result)
+            if isinstance(result, Refused):
+                dispatcher.refused(one)
         counts.fills += sum(isinstance(event, Traded) for event in applied.events)
     return payloads, counts

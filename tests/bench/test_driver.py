@@ -32,7 +32,7 @@ class FakeCluster:
         self.twice = twice
         self.forge = forge
         self.silent = silent
-        self.open: set[str] = set()
+        self.open: dict[str, str] = {}
 
     @asynccontextmanager
     async def stream(self) -> Any:
@@ -62,20 +62,19 @@ class FakeCluster:
         return Refused(request.key, answer.error, code=42200026) if answer.error else Done(request.key, answer)
 
     def execute(self, request: AnyRequest) -> Answer:
-        if isinstance(request, CancelOrder):
-            if request.order_id not in self.open:
+        assert isinstance(request, PlaceOrder | ReplaceOrder | CancelOrder)
+        if not isinstance(request, PlaceOrder):
+            order_id = self.open.pop(request.original_client_order_id, "")
+            if not order_id:
                 return Answer(error="order_not_found")
-            self.open.remove(request.order_id)
-            return Answer(id=request.order_id)
-        assert isinstance(request, PlaceOrder | ReplaceOrder)
-        if isinstance(request, ReplaceOrder):
-            self.open.discard(request.order_id)
+            if isinstance(request, CancelOrder):
+                return Answer(id=order_id)
         if self.twice:
             self.twice -= 1
             self.next_id += 1
         order_id, self.next_id = str(self.next_id), self.next_id + 1
         if not (isinstance(request, PlaceOrder) and request.time_in_force == "ioc"):
-            self.open.add(order_id)
+            self.open[request.key] = order_id
         return Answer(id=order_id)
 
 
@@ -86,7 +85,7 @@ def drive(cluster: FakeCluster, commands: int = 500) -> tuple[Driver, Checked]:
 
     async def run() -> Checked:
         await driver.send(commands)
-        return await driver.check(market.request(Intent(Act.place, 0, 0, 1, 1, 1), "", "probe", ""))
+        return await driver.check(market.request(Intent(Act.place, 0, 0, 1, 1, 1), "probe", "", ""))
 
     return driver, asyncio.run(run())
 
@@ -97,6 +96,7 @@ def test_an_honest_cluster_passes() -> None:
     assert checked.holds
     assert driver.answered == 500
     assert driver.acts[Act.cancel] > 50
+    assert not driver.refused  # no cancel waits for an id, and none comes before its order
     assert len(driver.latencies_ms) == len(driver.answered_at) >= 25
 
 
@@ -146,29 +146,36 @@ def intents(*rows: tuple[int, int]) -> Iterator[Intent]:
     return iter([Intent(act, ref, 0, 1, 100, 1) for act, ref in rows])
 
 
-def test_a_cancel_waits_for_the_id_of_its_order_and_others_pass() -> None:
+def test_an_order_goes_by_the_key_of_its_last_change() -> None:
     dispatcher = Dispatcher(
-        intents((Act.place, 1), (Act.reduce, 1), (Act.cancel, 1), (Act.take, 9), (Act.place, 2), (Act.cancel, 3))
+        intents((Act.place, 1), (Act.reduce, 1), (Act.place, 2), (Act.take, 1), (Act.cancel, 1), (Act.cancel, 3)), "r"
     )
-    first = dispatcher.take(10)
-    assert [(intent.act, intent.ref) for intent, _ in first] == [(Act.place, 1), (Act.take, 9), (Act.place, 2)]
-    assert (dispatcher.dropped, dispatcher.waiting) == (1, 2)  # 3 was never placed
-    dispatcher.answered(first[0][0], "77")
-    ((reduce, order_id),) = dispatcher.take(10)
-    assert (reduce.act, order_id) == (Act.reduce, "77")
-    assert dispatcher.take(10) == []
-    dispatcher.answered(reduce, "78")
-    ((cancel, order_id),) = dispatcher.take(10)
-    assert (cancel.act, order_id, dispatcher.waiting) == (Act.cancel, "78", 0)
+    taken = dispatcher.take(2) + dispatcher.take(10)
+    assert [(asked.intent.act, asked.key, asked.order) for asked in taken] == [
+        (Act.place, "r-1", ""),
+        (Act.reduce, "r-2", "r-1"),
+        (Act.place, "r-3", ""),
+        (Act.take, "r-4", ""),
+        (Act.cancel, "r-5", "r-2"),
+    ]
+    assert (dispatcher.dropped, dispatcher.exhausted) == (1, True)  # 3 was never placed
+    assert dispatcher.take(1) == []
+
+
+def test_a_refused_reduction_leaves_the_order_its_name() -> None:
+    dispatcher = Dispatcher(intents((Act.place, 1), (Act.reduce, 1), (Act.cancel, 1)), "r")
+    _, reduction = dispatcher.take(2)
+    dispatcher.refused(reduction)
+    (cancel,) = dispatcher.take(1)
+    assert cancel.order == "r-1"
 
 
 def test_what_follows_a_refused_order_is_dropped() -> None:
-    dispatcher = Dispatcher(intents((Act.place, 1), (Act.reduce, 1), (Act.cancel, 1)))
-    ((place, _),) = dispatcher.take(1)
-    assert dispatcher.take(5) == []
-    dispatcher.answered(place, "")
-    assert dispatcher.take(5) == []
-    assert (dispatcher.dropped, dispatcher.waiting, dispatcher.exhausted) == (2, 0, True)
+    dispatcher = Dispatcher(intents((Act.place, 1), (Act.reduce, 1), (Act.cancel, 1), (Act.place, 1)), "r")
+    (place,) = dispatcher.take(1)
+    dispatcher.refused(place)
+    (anew,) = dispatcher.take(5)
+    assert (anew.key, dispatcher.dropped) == ("r-2", 2)
 
 
 PERCENTILES = [

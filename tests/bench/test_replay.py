@@ -95,6 +95,7 @@ def test_recorded_payloads_give_the_same_digest_on_a_fresh_machine() -> None:
     assert counts.placed > 800
     assert counts.canceled > 600
     assert counts.fills > 30
+    assert not counts.refused
     digests = set()
     for _ in range(2):
         engine = Engine(market)
