@@ -41,7 +41,7 @@ from statemachine.types import (
 BUY = Side.buy
 INT_MAX = 2**63 - 1
 DUE_SLACK = 1_024
-"""Entries of closed orders that the queue of expiries may carry before it is rebuilt."""
+"""Entries of closed orders or sessions that the queue of their times may carry before it is rebuilt."""
 
 
 def refused(code: Code, need: int = 0, have: int = 0) -> Refused:
@@ -83,6 +83,7 @@ class State:
         "dirty_sessions",
         "dirty_sweeps",
         "dirty_withdrawals",
+        "due_closed",
         "due_orders",
         "due_sessions",
         "due_stale",
@@ -156,7 +157,9 @@ class State:
         """Queue of (expires_at_us, order_id); entries of closed orders are skipped when they come up."""
         self.due_stale = 0
         self.due_sessions: list[tuple[int, str, str]] = []
-        """Queue of (queued_us, account, session); the real deadline may be later."""
+        """Queue of (queued_us, account, session); the real deadline may be later. Those of closed sessions are
+        skipped when they come up."""
+        self.due_closed = 0
 
         for name in SYSTEM_ACCOUNTS:
             record = backing.account(name)
@@ -496,17 +499,31 @@ class State:
             self.due_stale -= 1
         return due[0][0] if due else None
 
+    def session_closed(self) -> None:
+        """The queue of deadlines has one more entry of a closed session; drop them all once they are most of it."""
+        self.due_closed += 1
+        if self.due_closed > DUE_SLACK and self.due_closed * 2 > len(self.due_sessions):
+            self.due_sessions = [entry for entry in self.due_sessions if self._queued(entry) is not None]
+            heapify(self.due_sessions)
+            self.due_closed = 0
+
+    def _queued(self, entry: tuple[int, str, str]) -> Session | None:
+        """The open session that an entry of the queue of deadlines stands for."""
+        queued_us, name, session_id = entry
+        account = self.accounts.get(name)
+        session = None if account is None else account.sessions.get(session_id)
+        return session if session is not None and session.queued_us == queued_us else None
+
     def next_session(self) -> Session | None:
         """The open session with the earliest deadline."""
         due = self.due_sessions
         while due:
-            queued_us, name, session_id = due[0]
-            account = self.accounts.get(name)
-            session = None if account is None else account.sessions.get(session_id)
-            if session is None or session.queued_us != queued_us:
+            session = self._queued(due[0])
+            if session is None:
                 heappop(due)
-            elif session.deadline_us != queued_us:  # it had a beat since
-                heappop(due)
+                self.due_closed -= 1
+            elif session.deadline_us != session.queued_us:  # it had a beat since
+                _, name, session_id = heappop(due)
                 session.queued_us = session.deadline_us
                 heappush(due, (session.deadline_us, name, session_id))
             else:

@@ -195,6 +195,7 @@ def close_session(state: State, command: CloseSession) -> AnyResult:
 
 def remove_session(state: State, account: Account, session: Session) -> None:
     del account.sessions[session.session]
+    state.session_closed()
     state.dirty_sessions[account.account, session.session] = None
     state.events.append(SessionChanged(account.account, session.session, False))
 

@@ -288,3 +288,17 @@ def test_the_cache_of_accounts_is_bounded() -> None:
     assert len(machine._state.accounts) == 10
     account = machine.account("acc-0000")
     assert account is not None and account.account == "acc-0000"
+
+
+def test_the_queue_of_deadlines_does_not_keep_closed_sessions() -> None:
+    made = talk()
+    state = made.machine._state
+    rules = RULES
+    for _ in range(3 * DUE_SLACK):
+        rules[c.OpenSession](state, c.OpenSession("alice", "again", 86_400_000))
+        rules[c.OpenSession](state, c.OpenSession("bob", "once", 1_000))
+        rules[c.CloseSession](state, c.CloseSession("alice", "again"))
+    assert len(state.due_sessions) <= 2 * DUE_SLACK
+    session = state.next_session()
+    assert session is not None
+    assert (session.account.account, session.session) == ("bob", "once")
