@@ -6,7 +6,7 @@ from cluster import wire
 from node.catalogue import Catalogue
 from node.outcomes import RuleRefused, rendered
 from node.submit import Outcome, Prepared
-from statemachine.codec import key_digest, oldest_bucket
+from statemachine.codec import Envelope, fingerprint, key_digest, oldest_bucket
 from statemachine.records import KeyRecord, OrderRecord
 from statemachine.results import (
     AnyResult,
@@ -53,6 +53,13 @@ class Answers:
             return None
         result = self._results.result(record.index, record.ordinal)
         return None if result is None else Outcome(record.index, result, True)
+
+    def of_envelope(self, envelope: Envelope) -> Outcome | None:
+        """The answer that this very command had, or None when its key is free or another's."""
+        record = self._keys.key(key_digest(envelope.scope, envelope.key), oldest_bucket(self._state.time_us))
+        if record is None or record.fingerprint != fingerprint(envelope.body, envelope.sent_at_us):
+            return None
+        return self.of_key(envelope.scope, envelope.key)
 
     def order_of_key(self, account: str, key: str, *, closed: bool) -> OrderRecord | None:
         """The open order that was placed or last replaced under a key. closed: or else the one that the key made,

@@ -14,11 +14,12 @@ from node.auth import Principal, Role
 from node.errors import Forbidden, InvalidField
 from node.market import Market, Money, parse
 from node.outcomes import RuleRefused
-from node.submit import Prepared
+from node.submit import Outcome, Prepared
 from statemachine import commands
 from statemachine.codec import Envelope, encode_command
 from statemachine.codes import Code
 from statemachine.records import OrderRecord
+from statemachine.results import Moved
 from statemachine.types import (
     ACCOUNT_PATTERN,
     AMOUNT_UNITS_MAX,
@@ -68,9 +69,13 @@ class Catalogue(Protocol):
 
 
 class Keyed(Protocol):
-    """Orders by the keys of their accounts, as applied here."""
+    """What stands under keys, as applied here."""
 
     def order_of_key(self, account: str, key: str, *, closed: bool) -> OrderRecord | None: ...
+
+    def of_envelope(self, envelope: Envelope) -> Outcome | None:
+        """The answer that this very command had, or None when its key is free or another's."""
+        ...
 
 
 class Unseen(RuleRefused):
@@ -268,12 +273,20 @@ class Door:
     def _close_withdrawal(self, request: wire.CloseWithdrawal, principal: Principal, key: str) -> Prepared:
         _require(principal, Role.custodian)
         number = _identifier(request.withdrawal_id, "withdrawal_id")
+        command = commands.PostWithdrawal(number) if request.post else commands.VoidWithdrawal(number)
+        prepared = self._made(request, command, "@custodian", key)
         if not principal.all_accounts:
             account = self._catalogue.account_of_withdrawal(number)
+            if account is None:
+                # A repeat comes when the withdrawal is not pending any more: it was judged when it came first.
+                first = self._keyed.of_envelope(prepared.envelope)
+                if first is not None and (
+                    not isinstance(first.result, Moved) or principal.may_touch(first.result.source)
+                ):
+                    return prepared
             if account is None or not principal.may_touch(account):
                 raise Unseen(Code.withdrawal_not_found, key=key)
-        command = commands.PostWithdrawal(number) if request.post else commands.VoidWithdrawal(number)
-        return self._made(request, command, "@custodian", key)
+        return prepared
 
     # ---- listing ----
 

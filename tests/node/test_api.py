@@ -133,6 +133,29 @@ def test_a_key_is_good_for_one_request(tmp_path: Path) -> None:
     run(tmp_path, talk)
 
 
+@pytest.mark.parametrize("post", [True, False])
+def test_closing_a_withdrawal_again_gets_the_first_answer(tmp_path: Path, post: bool) -> None:
+    """Also for a custodian of some accounts only, though the withdrawal is not pending any more."""
+
+    async def talk(caller: Caller) -> None:
+        custodian: dict[str, Any] = {"role": "custodian", "accounts": ("alice", "carol")}
+        out = {"kind": "withdrawal", "account": "alice", "asset": "USD", "amount": "100"}
+        pending = await caller.ok("POST", "/v1/transfers", out, **custodian)
+        path = f"/v1/transfers/{pending['id']}"
+        first = await caller.ok("POST", path, {"post": post}, key="close", **custodian)
+        again = await caller.ok("POST", path, {"post": post}, key="close", **custodian)
+        assert (again["index"], again["status"], again["replay"]) == (first["index"], "done", True)
+        status, error, _ = await caller.call("POST", path, {"post": post}, **custodian)
+        assert (status, error["error"]) == (404, "withdrawal_not_found")
+        if post:  # the answer names the account
+            status, error, _ = await caller.call(
+                "POST", path, {"post": post}, key="close", role="custodian", accounts=("bob",)
+            )
+            assert (status, error["error"]) == (404, "withdrawal_not_found")
+
+    run(tmp_path, talk)
+
+
 def test_money_comes_and_goes(tmp_path: Path) -> None:
     async def talk(caller: Caller) -> None:
         custodian: dict[str, Any] = {"role": "custodian", "accounts": ("*",)}
