@@ -5,9 +5,11 @@ from aiohttp import web
 from node.api import http
 from node.auth import Principal, Role
 from node.context import NODE, PRINCIPAL
-from node.errors import CommandNotFound, InvalidField
+from node.errors import CommandNotFound, InvalidField, NodeError
 from node.outcomes import RuleRefused
 from statemachine.codes import Code
+from statemachine.results import Moved, Result, WithdrawalPending
+from statemachine.types import SYSTEM_ACCOUNTS
 
 
 @http.reading
@@ -16,9 +18,10 @@ async def show(request: web.Request) -> web.Response:
     http.only(request, "account")
     node = request.app[NODE]
     key = request.match_info["key"]
-    scope = _scope(request[PRINCIPAL], request.query.get("account", ""))
+    principal = request[PRINCIPAL]
+    scope = _scope(principal, request.query.get("account", ""))
     outcome = node.answers.of_key(scope, key)
-    if outcome is None:
+    if outcome is None or not all(map(principal.may_touch, _named(principal, outcome.result))):
         error = CommandNotFound(
             "no command of this key is in the log so far, or it is older than keys are kept; "
             "one that is still on its way may yet come: send it again with the same key to be sure",
@@ -27,6 +30,19 @@ async def show(request: web.Request) -> web.Response:
         error.headers["X-Log-Index"] = str(node.machine.applied_index)
         raise error
     return http.read_answer(request, node.answers.render(scope, key, outcome))
+
+
+def _named(principal: Principal, result: Result | NodeError) -> list[str]:
+    """The accounts that an answer names. Custodians share a scope of keys, so it may be the answer to another one."""
+    if principal.role is not Role.custodian:
+        return []
+    match result:
+        case Moved(source, target):
+            return [account for account in (source, target) if account not in SYSTEM_ACCOUNTS]
+        case WithdrawalPending(account=account):
+            return [account]
+        case _:
+            return []
 
 
 def _scope(principal: Principal, account: str) -> str:

@@ -156,6 +156,26 @@ def test_closing_a_withdrawal_again_gets_the_first_answer(tmp_path: Path, post: 
     run(tmp_path, talk)
 
 
+def test_a_custodian_of_some_accounts_reads_no_other_custodians_answers(tmp_path: Path) -> None:
+    """Custodians share one scope of keys, which may be guessed; an answer names accounts."""
+
+    async def talk(caller: Caller) -> None:
+        every: dict[str, Any] = {"role": "custodian", "accounts": ("*",)}
+        some: dict[str, Any] = {"role": "custodian", "accounts": ("bob", "carol")}
+        move = {"kind": "transfer", "account": "alice", "target": "bob", "asset": "USD", "amount": "1"}
+        bring = {"kind": "deposit", "account": "bob", "asset": "USD", "amount": "1"}
+        hold = {"kind": "withdrawal", "account": "alice", "asset": "USD", "amount": "1"}
+        for key, body in (("move", move), ("bring", bring), ("hold", hold)):
+            await caller.ok("POST", "/v1/transfers", body, key=key, **every)
+            await caller.ok("GET", f"/v1/commands/{key}", **every)
+        assert (await caller.ok("GET", "/v1/commands/bring", **some))["status"] == "done"
+        for key in ("move", "hold", "never"):
+            status, error, _ = await caller.call("GET", f"/v1/commands/{key}", **some)
+            assert (status, error["error"]) == (404, "command_not_found"), key
+
+    run(tmp_path, talk)
+
+
 def test_money_comes_and_goes(tmp_path: Path) -> None:
     async def talk(caller: Caller) -> None:
         custodian: dict[str, Any] = {"role": "custodian", "accounts": ("*",)}
