@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import http.client
 import os
+import select
 import signal
 import socket
 import ssl
@@ -26,6 +27,9 @@ from cluster.topology import Member
 READY_TIMEOUT_MS = 30_000
 STOP_TIMEOUT_MS = 15_000
 """How long a member has to drain after SIGTERM before it is killed."""
+KILL_TIMEOUT_MS = 10_000
+"""A thread that is inside a disk sync ends behind it, and until then the process has its ports."""
+PORTS_TIMEOUT_MS = 1_000
 POLL_MS = 50
 LOG_LINES = 12
 PR_SET_PDEATHSIG = 1
@@ -51,6 +55,10 @@ class DiedAtStart(LaunchError):
 
 class NotReady(LaunchError):
     """The time was over first. The members that were started still run."""
+
+
+class StillRuns(LaunchError):
+    """It was killed and is not gone: the disk or the kernel holds it."""
 
 
 class Process(Struct, frozen=True):
@@ -84,11 +92,12 @@ class Launcher:
         die_with_us: it is killed when the thread that called this ends, however it ends.
         environment: variables added to ours.
 
-        Raises PortInUse; nothing was started.
+        Raises PortInUse or StillRuns; nothing was started.
         """
         pid = self.running(name)
         if pid is not None:
             return pid
+        self._wait_gone(name)
         self._check_ports(self.members[name])
         log_path = self.folder.log(name)
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,30 +171,43 @@ class Launcher:
     def stop(self, names: Iterable[str] | None = None, *, timeout_ms: int = STOP_TIMEOUT_MS) -> dict[str, str]:
         """End members by SIGTERM, all at once, and those that still run at the timeout by SIGKILL.
 
-        Returns how each ended: `stopped`, `killed` or `not running`.
+        Returns how each ended: `stopped`, `killed` or `not running`. By then they are gone, and their ports free.
+        Raises StillRuns.
         """
         wanted = list(self.members if names is None else names)
         ended: dict[str, str] = {}
         for name in wanted:
             ended[name] = "stopped" if self.signal(name, signal.SIGTERM) else "not running"
         deadline = time.monotonic() + timeout_ms / 1000
-        while any(self.running(name) for name in wanted) and time.monotonic() < deadline:
-            time.sleep(POLL_MS / 1000)
         for name in wanted:
-            if self.running(name) is not None:
-                self.kill(name)
+            process = self._read_pid(name)
+            if process is not None and not _ends(process, deadline - time.monotonic()) and self.kill(name):
                 ended[name] = "killed"
-            self.folder.pid(name).unlink(missing_ok=True)
+            self._wait_gone(name)
         return ended
 
     def kill(self, name: str) -> bool:
-        """End a member by SIGKILL, at once, and wait until it is gone. False: it did not run."""
+        """End a member by SIGKILL, at once, and wait until it is gone and its ports are free. False: it did not run.
+
+        Raises StillRuns.
+        """
         if not self.signal(name, signal.SIGKILL):
             return False
-        while self.running(name) is not None:
-            time.sleep(0.005)
-        self.folder.pid(name).unlink(missing_ok=True)
+        self._wait_gone(name)
         return True
+
+    def _wait_gone(self, name: str) -> None:
+        """Wait for the end of a member that was told to end or that is dying, and forget it. Raises StillRuns."""
+        process = self._read_pid(name)
+        if process is None:
+            return
+        if not _ends(process, KILL_TIMEOUT_MS / 1000):
+            raise StillRuns(f"{name} (pid {process.pid}) was killed and is not gone after {KILL_TIMEOUT_MS / 1000:g} s")
+        _reap()
+        deadline = time.monotonic() + PORTS_TIMEOUT_MS / 1000
+        while _port_in_use(self.members[name]) and time.monotonic() < deadline:
+            time.sleep(POLL_MS / 1000)
+        self.folder.pid(name).unlink(missing_ok=True)
 
     def signal(self, name: str, number: signal.Signals) -> bool:
         """Send a signal to a member. False: it does not run. Never reaches another process."""
@@ -225,19 +247,13 @@ class Launcher:
         return f"{name} ended before it was ready{code}; the end of {self.folder.log(name)}:\n{tail}"
 
     def _check_ports(self, member: Member) -> None:
-        for what, host, port in (
-            ("peer_port", member.peer_host, member.peer_port),
-            ("api_port", member.api_host, member.api_port),
-        ):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, port))
-                except OSError as error:
-                    raise PortInUse(
-                        f"{member.name} can't listen on {host}:{port} ({error.strerror}). Another cluster may be up; "
-                        f"stop it, or change {what} of {member.name} in {self.folder.topology_path}"
-                    ) from error
+        taken = _port_in_use(member)
+        if taken is not None:
+            what, address, reason = taken
+            raise PortInUse(
+                f"{member.name} can't listen on {address} ({reason}). Another cluster may be up; "
+                f"stop it, or change {what} of {member.name} in {self.folder.topology_path}"
+            )
 
     def _read_pid(self, name: str) -> Process | None:
         try:
@@ -257,21 +273,60 @@ def _reap() -> None:
         child.poll()
 
 
+def _port_in_use(member: Member) -> tuple[str, str, str] | None:
+    """(setting, address, reason) of a port that the member could not listen on now."""
+    for what, host, port in (
+        ("peer_port", member.peer_host, member.peer_port),
+        ("api_port", member.api_host, member.api_port),
+    ):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                return what, f"{host}:{port}", error.strerror or str(error)
+    return None
+
+
 def _runs(process: Process) -> bool:
     return _process(process.pid) == process
 
 
+def _ends(process: Process, timeout_s: float) -> bool:
+    """Wait until the last thread of a process has ended, and let go of its files and sockets. False: not in time.
+
+    The state in /proc is not enough: it is that of the first thread, and another may still be inside a sync.
+    """
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        found = _stat(process.pid)
+        if found is None or found[1] != process:
+            return True
+        ended = select.poll()
+        ended.register(descriptor, select.POLLIN)
+        return bool(ended.poll(max(0.0, timeout_s) * 1000))
+    finally:
+        os.close(descriptor)
+
+
 def _process(pid: int) -> Process | None:
     """The process that has this pid now; None when there is none, or only what is left of it (a zombie)."""
+    found = _stat(pid)
+    return None if found is None or found[0] in ("Z", "X") else found[1]
+
+
+def _stat(pid: int) -> tuple[str, Process] | None:
+    """State of the first thread, and the process."""
     try:
         # The name in field 2 may hold spaces and brackets; all that follows it is split by spaces.
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
         return None
-    if fields[0] in ("Z", "X"):
-        return None
-    return Process(pid, int(fields[19]), boot)
+    return fields[0], Process(pid, int(fields[19]), boot)
 
 
 def _death_wish(parent: int) -> Callable[[], None]:
@@ -297,5 +352,5 @@ def _any_certificate() -> ssl.SSLContext:
 def run_down(launcher: Launcher) -> None:
     """Kill all that this folder runs; for tests and demos that end however they end."""
     for name in launcher.members:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StillRuns):
             launcher.kill(name)

@@ -1,7 +1,11 @@
 """A stand-in for `python -m node`: serves /readyz on the member's API port, and fails the way its folder asks for."""
 
+import ctypes
+import os
+import platform
 import signal
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -33,7 +37,23 @@ def main() -> None:
     if mood == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     member = read_topology(config.parent / "../topology.toml").member(config.stem)
-    HTTPServer((member.api_host, member.api_port), Ready).serve_forever()
+    server = HTTPServer((member.api_host, member.api_port), Ready)
+    if mood == "lingers":
+        linger(server)
+    server.serve_forever()
+
+
+def linger(server: HTTPServer) -> None:
+    """On SIGTERM the first thread ends, and another goes on for a while, as one does that is inside a disk sync."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=server.serve_forever).start()
+    signal.sigwait({signal.SIGTERM})
+    threading.Timer(LINGER_S, os._exit, (0,)).start()
+    ctypes.CDLL(None).syscall(EXIT_THREAD, 0)
+
+
+LINGER_S = 0.7
+EXIT_THREAD = 60 if platform.machine() == "x86_64" else 93
 
 
 main()

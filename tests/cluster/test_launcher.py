@@ -68,6 +68,24 @@ def test_stop_kills_who_does_not_leave(launcher: Launcher) -> None:
     assert launcher.running("dc-a") is None
 
 
+@pytest.mark.parametrize("by", ["stop", "kill", "strangers"])
+def test_a_member_is_gone_when_its_last_thread_is(launcher: Launcher, by: str) -> None:
+    """One that is inside a disk sync keeps the ports, though the process already counts as a zombie."""
+    mood(launcher, "dc-a", "lingers")
+    pid = launcher.start("dc-a", die_with_us=True)
+    launcher.wait_ready(["dc-a"], timeout_ms=10_000)
+    if by == "stop":
+        assert launcher.stop(["dc-a"]) == {"dc-a": "stopped"}
+    elif by == "kill":
+        assert launcher.kill("dc-a")
+    else:
+        os.kill(pid, signal.SIGTERM)
+        while launcher.running("dc-a") is not None:
+            time.sleep(0.01)
+    assert launcher.start("dc-a", die_with_us=True) != pid
+    launcher.wait_ready(["dc-a"], timeout_ms=10_000)
+
+
 def test_death_at_start_is_told_with_the_log(launcher: Launcher) -> None:
     mood(launcher, "dc-a", "dies")
     launcher.start("dc-a")

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from cluster.folder import ClusterFolder, create
-from cluster.launcher import Launcher, PortInUse, run_down
+from cluster.launcher import Launcher, run_down
 from node.auth import issue_token
 from tests.node.fakes import free_ports
 
@@ -123,15 +123,7 @@ class Group:
 
     async def start_again(self, name: str) -> None:
         """Start a member that ended, wait until it is ready and has caught up."""
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                self.launcher.start(name, die_with_us=True)
-                break
-            except PortInUse:
-                # A dead process holds its ports while one of its threads is still inside a sync.
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.05)
+        self.launcher.start(name, die_with_us=True)
         await asyncio.to_thread(self.launcher.wait_ready, timeout_ms=30_000)
         await self.agreed()
 
