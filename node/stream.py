@@ -347,11 +347,13 @@ class Connection:
 
     def _authenticate(self, action: wire.Authenticate) -> None:
         principal = self._node.authenticator.verify(action.token)
-        if self.principal is not None and (self.principal.subject, self.principal.role) != (
-            principal.subject,
-            principal.role,
-        ):
-            raise Unauthenticated("a stream may renew its token, not change who it is")
+        before = self.principal
+        if before is not None:
+            if (before.subject, before.role) != (principal.subject, principal.role):
+                raise Unauthenticated("a stream may renew its token, not change who it is")
+            if not (principal.all_accounts or (not before.all_accounts and before.accounts <= principal.accounts)):
+                # It may be listening to them, or hold sessions of them.
+                raise Unauthenticated("a stream's new token must name all accounts of the old one: open another stream")
         self.principal = principal
         self._authorized(principal)
 

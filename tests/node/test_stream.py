@@ -210,6 +210,23 @@ def test_private_events_show_one_side_only(tmp_path: Path) -> None:
     run(talk())
 
 
+def test_a_renewed_token_does_not_lose_accounts_that_are_listened_to(tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with Solo(tmp_path) as solo:
+            await list_market(solo, "alice", "bob")
+            client = await solo.stream("trader", "alice", "bob")
+            await client.say({"action": "listen"})
+            await client.hear("listening")
+            await client.say({"action": "authenticate", "token": token("trader", "bob", "alice", "carol")})
+            await client.hear("authorized")
+            await client.say({"action": "authenticate", "token": token("trader", "alice")})
+            assert (await client.hear("error"))["error"] == "unauthenticated"
+            with pytest.raises(ConnectionError, match="4401"):
+                await client.hear("authorized")
+
+    run(talk())
+
+
 def test_listening_resumes_without_gap_or_repeat(tmp_path: Path) -> None:
     async def talk() -> None:
         async with Solo(tmp_path) as solo:
