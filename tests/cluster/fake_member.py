@@ -52,7 +52,7 @@ def linger(server: HTTPServer) -> None:
     ctypes.CDLL(None).syscall(EXIT_THREAD, 0)
 
 
-LINGER_S = 0.7
+LINGER_S = 1.3
 EXIT_THREAD = 60 if platform.machine() == "x86_64" else 93
 
 
