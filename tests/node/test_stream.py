@@ -218,11 +218,12 @@ def test_a_renewed_token_does_not_lose_accounts_that_are_listened_to(tmp_path: P
             await client.say({"action": "listen"})
             await client.hear("listening")
             await client.say({"action": "authenticate", "token": token("trader", "bob", "alice", "carol")})
-            await client.hear("authorized")
+            assert (await client.hear("authorization"))["accounts"] == ["alice", "bob"]
+            assert (await client.hear("authorization"))["accounts"] == ["alice", "bob", "carol"]
             await client.say({"action": "authenticate", "token": token("trader", "alice")})
             assert (await client.hear("error"))["error"] == "unauthenticated"
             with pytest.raises(ConnectionError, match="4401"):
-                await client.hear("authorized")
+                await client.hear("authorization")
 
     run(talk())
 
