@@ -475,3 +475,5 @@ class MemberView(Struct, frozen=True, kw_only=True):
     peers: list[dict[str, object]] = []
     disk_free_bytes: int = 0
     log: str = ""
+    rejoining: bool = False
+    refusal: str = ""

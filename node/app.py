@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,9 +19,10 @@ from aiohttp import web
 from cluster.consensus.engine import ConsensusError, Engine, Role
 from cluster.consensus.hardened import HardenedEngine
 from cluster.consensus.journal import JournalRefused
+from cluster.consensus.messages import SnapshotOffer
 from cluster.consensus.settings import EngineSettings, Limits
 from cluster.topology import MemberRole
-from node import feed, openapi, stream
+from node import feed, install, openapi, stream
 from node.answers import Answers
 from node.api import accounts, commands, markets, orders, status
 from node.auth import Authenticator
@@ -38,6 +40,7 @@ from node.metrics import Metrics
 from node.ratelimit import RateLimiter, Rates
 from node.reads import Reads
 from node.session_token import SessionTokens
+from node.snapshots import Snapshots
 from node.submit import Submitter
 from node.tracing import configure_logging
 from statemachine.codec import UnknownFormat
@@ -52,6 +55,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.node
 EXIT_COULD_NOT_START = 1
 EXIT_STORE_FAILED = 73
 EXIT_DIVERGED = 74
+EXIT_RESTART = 75
 DIVERGED_FILE = "diverged.txt"
 """In the data folder of a replica that found itself outside the majority; with it no member starts there."""
 SHUTDOWN_TIMEOUT_S = 2.0
@@ -69,12 +73,22 @@ class App:
     """One member, from its config to its exit code."""
 
     def __init__(
-        self, config: NodeConfig, engine: Engine, *, on_fatal: Callable[[int, str], None] | None = None
+        self,
+        config: NodeConfig,
+        engine: Engine,
+        *,
+        on_fatal: Callable[[int, str], None] | None = None,
+        on_restart: Callable[[], None] | None = None,
     ) -> None:
-        """on_fatal(exit_code, reason): leave at once; tests give one that returns."""
+        """on_fatal(exit_code, reason): leave at once; tests give one that returns.
+
+        on_restart(): all is stopped, and a snapshot is to be installed: start this member anew.
+        """
         self.config = config
         self.node = node = Node()
         self._on_fatal = on_fatal or _leave
+        self._on_restart = on_restart or _nothing
+        self._installing: asyncio.Task[None] | None = None
         node.config = config
         node.engine = engine
         node.clock = SteadyClock()
@@ -107,6 +121,7 @@ class App:
         if (evidence := config.data_dir / DIVERGED_FILE).exists():
             raise Diverged(f"{evidence} says: {evidence.read_text('utf-8').strip()}")
         if not node.is_witness:
+            install.finish(config.data_dir, cluster_id=config.topology.cluster_id, member=config.name)
             self._build_replica()
         web_app = self._web_app()
         applied_index = 0 if node.is_witness else node.machine.applied_index
@@ -172,6 +187,14 @@ class App:
         node.engine.on_committed = self._committed
         node.engine.on_role = self._role_changed
         node.engine.on_message = self._message
+        if isinstance(node.engine, HardenedEngine):
+            node.engine.snapshots = Snapshots(
+                store,
+                cluster_id=config.topology.cluster_id,
+                member=config.name,
+                free_bytes_min=config.limits.disk_free_bytes_min,
+                on_received=self._snapshot_received,
+            )
         self._watch()
 
     def _watch(self) -> None:
@@ -270,6 +293,33 @@ class App:
             log.error("the evidence could not be written", error=str(error))
         self._on_fatal(EXIT_DIVERGED, reason)
 
+    def _snapshot_received(self, offer: SnapshotOffer, folder: Path) -> None:
+        self._installing = asyncio.get_running_loop().create_task(self._install(offer, folder))
+
+    async def _install(self, offer: SnapshotOffer, folder: Path) -> None:
+        """Stop, so that nothing more is acknowledged; write down what is to be installed; start anew."""
+        config, engine = self.config, self.node.engine
+        if self.node.draining or not isinstance(engine, HardenedEngine):
+            return
+        try:
+            log.warning("leaving to install a snapshot", index=offer.index)
+            await self.drain()
+            if engine.needs_snapshot(offer):
+                wish = install.Install(
+                    config.topology.cluster_id,
+                    config.name,
+                    offer.index,
+                    offer.index_term,
+                    str(folder.relative_to(config.data_dir)),
+                )
+                install.decide(config.data_dir, wish)
+        except Exception as error:
+            # Half stopped is no state to stay in; what is on disk is whole.
+            log.critical("install failed", exc_info=True)
+            self._on_fatal(EXIT_STORE_FAILED, f"{type(error).__name__}: {error}")
+            return
+        self._on_restart()
+
     def _disk_low(self, low: bool) -> None:
         self.node.disk_low = low
 
@@ -314,6 +364,10 @@ class App:
         log.info("stopped")
 
 
+def _nothing() -> None:
+    """Nobody starts this member anew: it has stopped."""
+
+
 def _leave(exit_code: int, reason: str) -> None:
     # Crash is the one way to stop that is tested: nothing more is acknowledged.
     log.critical("leaving", exit_code=exit_code, reason=reason)
@@ -330,24 +384,39 @@ def make_engine(config: NodeConfig) -> Engine:
             folder=config.data_dir / "journal",
             tls=config.tls,
             # Below the mark at which we refuse politely.
-            limits=Limits(free_bytes_min=config.limits.disk_free_bytes_min // 2),
+            limits=Limits(
+                free_bytes_min=config.limits.disk_free_bytes_min // 2,
+                journal_bytes_max=config.limits.log_bytes_max,
+                trim_reserve=config.limits.log_reserve,
+                laggard_entries=config.limits.log_laggard_entries,
+                laggard_bytes=config.limits.log_laggard_bytes,
+                laggard_ms=config.limits.log_laggard_ms,
+                snapshot_bytes_per_s=config.limits.snapshot_bytes_per_s,
+            ),
         )
     )
 
 
 async def serve(config: NodeConfig) -> int:
-    """Run one member until SIGTERM or SIGINT; returns its exit code."""
-    app = App(config, make_engine(config))
-    leave = asyncio.Event()
+    """Run one member until SIGTERM or SIGINT; returns its exit code, or EXIT_RESTART: start it anew."""
+    leave, restart = asyncio.Event(), asyncio.Event()
+
+    def start_anew() -> None:
+        restart.set()
+        leave.set()
+
+    app = App(config, make_engine(config), on_restart=start_anew)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave.set)
     try:
         await app.start()
-    except (OSError, JournalRefused, StoreError, UnknownFormat) as error:
+    except (OSError, JournalRefused, StoreError, UnknownFormat, install.InstallFailed) as error:
         # Told by what happened, not where: whoever starts a member can do something about these.
         _leave(EXIT_COULD_NOT_START, f"could not start: {type(error).__name__}: {error}")
     await leave.wait()
+    if restart.is_set():
+        return EXIT_RESTART
     await app.drain()
     return 0
 
@@ -355,4 +424,10 @@ async def serve(config: NodeConfig) -> int:
 def run_member(config: NodeConfig) -> int:
     """Run one member in this process, logs on stderr; returns its exit code."""
     configure_logging(config.log_level, member=config.name)
-    return uvloop.run(serve(config))
+    exit_code = uvloop.run(serve(config))
+    if exit_code == EXIT_RESTART:
+        # The same process with nothing left in it: no object, lock or map of the old state can be used by mistake.
+        log.warning("starting anew")
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return exit_code

@@ -52,6 +52,9 @@ class NodeLimits(Struct, frozen=True, forbid_unknown_fields=True):
     pipeline: batches under way at once; what comes then is grouped.
     disk_free_bytes_min: with less room on disk, or in the store's store_bytes_max, writes are refused,
         until the disk has disk_free_bytes_ok again.
+    log_bytes_max: the log's live size; beyond it writes are refused. log_reserve: entries kept that every replica
+        has stored. log_laggard_*: a replica that is away is waited for until the log has so many entries or bytes, or
+        it was silent for so long; beyond that it gets a snapshot, at snapshot_bytes_per_s. A witness waits for ever.
     """
 
     waiting_max: int = 200_000
@@ -76,6 +79,12 @@ class NodeLimits(Struct, frozen=True, forbid_unknown_fields=True):
     disk_free_bytes_ok: int = 512 * 1024**2
     stream_buffer_bytes_max: int = 8 * 1024 * 1024
     feed_batches_kept: int = 10_000
+    log_bytes_max: int = 32 * 1024**3
+    log_reserve: int = 10_000
+    log_laggard_entries: int = 1_000_000
+    log_laggard_bytes: int = 4 * 1024**3
+    log_laggard_ms: int = 3_600_000
+    snapshot_bytes_per_s: int = 64 * 1024**2
 
 
 class Retention(Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,6 +188,12 @@ LIMIT_BOUNDS: dict[str, tuple[int, int]] = {
     "disk_free_bytes_ok": (0, 2**46),
     "stream_buffer_bytes_max": (4_096, 1024**3),
     "feed_batches_kept": (1, 10**7),
+    "log_bytes_max": (1024**2, 2**46),
+    "log_reserve": (0, 10**9),
+    "log_laggard_entries": (1, 10**12),
+    "log_laggard_bytes": (1024, 2**46),
+    "log_laggard_ms": (1_000, 10**9),
+    "snapshot_bytes_per_s": (64 * 1024, 2**40),
 }
 RETENTION_BOUNDS = dict.fromkeys(Retention.__struct_fields__, (0, 36500))
 
@@ -193,6 +208,8 @@ RELATIONS = (
     ("limits", "connections_per_address_max", "connections_max", "one address is part of all"),
     ("limits", "disk_free_bytes_min", "disk_free_bytes_ok", "writes would stop and start at one point"),
     ("limits", "disk_free_bytes_ok", "store_bytes_max", "an empty store would have no room"),
+    ("limits", "log_reserve", "log_laggard_entries", "the one is kept always, the other only for who is away"),
+    ("limits", "log_laggard_bytes", "log_bytes_max", "writes would stop before the log is trimmed"),
     ("limits", "rate_per_s", "rate_burst", "a second's worth must fit into the bucket"),
 )
 

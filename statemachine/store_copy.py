@@ -6,18 +6,19 @@ from pathlib import Path
 import lmdb
 
 from statemachine.records import encode_record
-from statemachine.segments import SegmentEntry
+from statemachine.segments import SegmentEntry, verify_segment
 from statemachine.store_files import (
     DATA_FILE,
     SEGMENTS_FOLDER,
     ForeignStore,
     OwnerLock,
+    StoreDamaged,
     StoreError,
     fsync_folder,
     make_folder,
 )
-from statemachine.store_tables import IDENTITY_KEY, INFO, Tables, open_environment
-from statemachine.store_view import Identity, decode_identity
+from statemachine.store_tables import IDENTITY_KEY, INFO, Tables, open_environment, open_read_only
+from statemachine.store_view import Identity, View, decode_identity
 
 
 def copy_store(tables: Tables, entries: list[SegmentEntry], segments_path: Path, folder: Path) -> None:
@@ -55,6 +56,31 @@ def adopt(folder: Path, *, cluster_id: str, member: str) -> None:
             env.close()
     finally:
         lock.release()
+
+
+def check_copy(folder: Path, index: int) -> None:
+    """Look at a whole copy before it is trusted: its index, and every sealed file that its manifest names.
+
+    Raises StoreError, saying what is wrong. Changes nothing.
+    """
+    env = open_read_only(folder)
+    try:
+        tables = Tables(env)
+        tables.open_all()
+        view = View(tables, folder / SEGMENTS_FOLDER, [])
+        found = view.meta.applied_index if view.meta is not None else 0
+        entries = view.entries()
+        tables.renew()
+    except (lmdb.Error, KeyError) as error:
+        raise StoreDamaged(f"{folder} is no copy of a store: {error!r}") from error
+    finally:
+        env.close()
+    if found != index:
+        raise StoreDamaged(f"{folder} is a copy at index {found}, not at {index}")
+    for entry in entries:
+        problem = verify_segment(folder / SEGMENTS_FOLDER, entry)
+        if problem is not None:
+            raise StoreDamaged(problem)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from statemachine.records import MetaRecord, StoredState
+from statemachine.segments import SegmentEntry
 from statemachine.store_copy import copy_store
 from statemachine.store_tables import Tables
 from statemachine.store_view import View
@@ -24,6 +25,11 @@ class PinnedState:
     def index(self) -> int:
         """The log index that all of it reflects."""
         return self.meta.applied_index if self.meta is not None else 0
+
+    @property
+    def segments(self) -> list[SegmentEntry]:
+        """The manifest: every sealed file that belongs to it."""
+        return self._view.entries()
 
     def load(self) -> StoredState | None:
         return self._view.load()

@@ -22,7 +22,17 @@ from cluster.consensus.engine import (
 )
 from cluster.consensus.journal import Journal
 from cluster.consensus.library import check_library, monotonic
-from cluster.consensus.messages import Application, Message, Raft, ReadAnswer, ReadAsk
+from cluster.consensus.messages import (
+    Application,
+    Message,
+    Raft,
+    ReadAnswer,
+    ReadAsk,
+    SnapshotAsk,
+    SnapshotChunk,
+    SnapshotEnd,
+    SnapshotOffer,
+)
 from cluster.consensus.raft import ApplyFailed, RaftCore, RaftSettings
 from cluster.consensus.settings import (
     EXIT_APPLY_FAILED,
@@ -33,6 +43,7 @@ from cluster.consensus.settings import (
     StopProcess,
     stop_process,
 )
+from cluster.consensus.snapshots import SnapshotHome, SnapshotReceiver, SnapshotSender
 from cluster.consensus.storage import LmdbStorage, ThreadCommitter
 from cluster.consensus.transport import Links, wall_us
 from cluster.topology import MemberRole, check
@@ -55,6 +66,7 @@ class HardenedEngine:
     Any error in apply, in raft's invariants or in the journal calls stop_process(exit_code, reason), which
     must not return in production. A witness takes the same calls but refuses propose and read_index.
     clock_us: the wall clock, in microseconds, for the clock guard only.
+    snapshots: where snapshots come from and go to; set before `start`. Without it none is sent or taken.
     """
 
     def __init__(
@@ -69,6 +81,7 @@ class HardenedEngine:
         self.on_committed: Callable[[int, bytes], None] = _ignore
         self.on_role: Callable[[], None] = _ignore
         self.on_message: Callable[[str, str, bytes], None] = _ignore
+        self.snapshots: SnapshotHome | None = None
         self.settings = settings
         self.member = settings.topology.member(settings.member)
         self._others = settings.topology.others(settings.member)
@@ -80,6 +93,8 @@ class HardenedEngine:
         self._journal: Journal
         self._raft: RaftCore
         self._links: Links
+        self._snapshot_out: SnapshotSender | None = None
+        self._snapshot_in: SnapshotReceiver | None = None
         self._running = False
         self._dead = False
         self._tick_due = False
@@ -155,6 +170,8 @@ class HardenedEngine:
                 receiver=self,
                 clock_us=self._clock_us,
             )
+            if self.snapshots is not None and self.member.role is MemberRole.replica:
+                self._build_snapshots(self.snapshots)
             self._running = True
             await self._links.start()
         except BaseException:
@@ -164,6 +181,42 @@ class HardenedEngine:
         self._watch()
         self._timer()
 
+    def _build_snapshots(self, home: SnapshotHome) -> None:
+        raft, folder = self._raft, self.settings.folder.parent / "snapshots"
+
+        def hold(index: int | None) -> None:
+            raft.hold_index = index
+
+        self._snapshot_out = SnapshotSender(
+            home,
+            folder / "outgoing",
+            send=self._links.send,
+            term=lambda: raft.term,
+            term_at=self._journal.term_at,
+            usable=lambda index: index >= self._journal.first_index,
+            hold=hold,
+            buffered=self._links.buffered_bytes,
+            bytes_per_s=self.settings.limits.snapshot_bytes_per_s,
+        )
+        self._snapshot_in = SnapshotReceiver(
+            home, folder / "incoming", send=self._links.send, wanted=self._why_no_snapshot
+        )
+
+    def _why_no_snapshot(self, member: str, offer: SnapshotOffer) -> str:
+        """Only the leader of this term is believed, and only what this log can't reach otherwise."""
+        if offer.term != self._raft.term or member != self._raft.leader:
+            return "not from the leader of this term"
+        return "" if self.needs_snapshot(offer) else "not needed"
+
+    def needs_snapshot(self, offer: SnapshotOffer) -> bool:
+        """This member's log does not lead to the snapshot's index. Also after `stop`."""
+        journal, index = self._journal, offer.index
+        if index <= max(self._raft.commit_index, self._raft.applied_index):
+            return False
+        if not journal.first_index <= index <= journal.last_index:
+            return True
+        return not self._running or journal.term_at(index) != offer.index_term
+
     async def stop(self) -> None:
         """Close links, write what is pending, close the journal. Leadership is not handed over: see transfer."""
         if not self._running:
@@ -172,6 +225,9 @@ class HardenedEngine:
         for timer in self._timers:
             timer.cancel()
         self._raft.reads.fail()
+        for part in (self._snapshot_in, self._snapshot_out):
+            if part is not None:
+                await part.stop()
         await self._links.stop()
         await self._loop.run_in_executor(None, self._journal.close)
 
@@ -400,7 +456,11 @@ class HardenedEngine:
     @property
     def counters(self) -> Counter[str]:
         """What was refused, and other rare things, since the start. For metrics."""
-        return self._links.counters + self._raft.counters
+        counters = self._links.counters + self._raft.counters
+        for part in (self._snapshot_in, self._snapshot_out):
+            if part is not None:
+                counters += part.counters
+        return counters
 
     # -- what links and raft call ----------------------------------------------------------------
 
@@ -424,10 +484,29 @@ class HardenedEngine:
                 )
             case ReadAnswer():
                 self._on_read_answer(message)
+            case SnapshotOffer() | SnapshotAsk() | SnapshotChunk() | SnapshotEnd():
+                self._safely("snapshot", self._on_snapshot, member, message)
             case _:
                 # The decoder lets only messages through; what is left is raft's, which counts what it refuses.
                 self._guarded(self._raft.received, member, message)
                 self.wake()
+
+    def _on_snapshot(self, member: str, message: SnapshotOffer | SnapshotAsk | SnapshotChunk | SnapshotEnd) -> None:
+        out, into = self._snapshot_out, self._snapshot_in
+        if out is None or into is None:
+            if not isinstance(message, SnapshotEnd):
+                self._links.send(member, SnapshotEnd(message.snapshot_id, "no snapshots here"))
+            return
+        match message:
+            case SnapshotOffer():
+                into.offered(member, message)
+            case SnapshotAsk():
+                out.asked(member, message)
+            case SnapshotChunk():
+                into.chunk(member, message)
+            case SnapshotEnd():
+                into.ended(member, message)
+                out.ended(member, message)
 
     def links_failed(self, error: BaseException) -> None:
         if self._running:
@@ -459,6 +538,8 @@ class HardenedEngine:
         self._settle_uncommitted()
         self._ask_leader()
         self._tell_role()
+        if self._snapshot_out is not None:
+            self._snapshot_out.stranded(self._raft.stranded)
 
     def _synced(self) -> None:
         if self._running and not self._dead:

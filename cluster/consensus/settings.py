@@ -38,6 +38,7 @@ class Limits(Struct, frozen=True):
     uncommitted_*: what a leader takes in before a majority has it.
     journal_bytes_max: the log's live size. A replica's own reaches it only when its store does not keep up; a
         witness's when a replica is away for long, because it trims nothing that one of them lacks.
+    snapshot_bytes_per_s: how fast a snapshot leaves a leader at most, beside everything else.
     laggard_*: how long a replica's log waits for one that is away; see RaftSettings.
     free_bytes_min: the low-water mark of the disk.
     """
@@ -55,6 +56,7 @@ class Limits(Struct, frozen=True):
     laggard_entries: int = 1_000_000
     laggard_bytes: int = 4 << 30
     laggard_ms: int = 3_600_000
+    snapshot_bytes_per_s: int = 64 << 20
 
 
 class EngineSettings(Struct, frozen=True):

@@ -197,6 +197,27 @@ class LmdbStorage:
         os.close(self._lock)
 
 
+def start_after(folder: Path, index: int, term: int, *, cluster_id: str, member: str) -> bool:
+    """Let a stopped member's journal go on after (index, term), which its store has now. Votes stay.
+
+    False: the log has that entry already, so nothing was changed. Durable on return; may be repeated.
+    Raises JournalRefused, also when the log holds another committed entry there.
+    """
+    storage = LmdbStorage(folder, cluster_id=cluster_id, member=member)
+    try:
+        loaded = storage.load(tail_bytes_max=0)
+        if loaded.first_index <= index <= loaded.last_index and storage.read(index, 1)[0][2] == term:
+            return False
+        if loaded.commit_index >= index:
+            raise JournalRefused(
+                f"{folder}: committed up to {loaded.commit_index}, which is beyond a snapshot at {index}"
+            )
+        storage.write([StartAfter(index, term), Committed(index)])
+        return True
+    finally:
+        storage.close()
+
+
 class ThreadCommitter:
     """One worker thread: groups are written in order, and the loop goes on meanwhile."""
 

@@ -300,6 +300,10 @@ class Links:
         peer.connection.write(Application(kind, body))
         return True
 
+    def buffered_bytes(self, member: str) -> int:
+        connection = self.peers[member].connection
+        return connection.buffered_bytes if connection is not None else 0
+
     def heard_ms_ago(self, member: str) -> int:
         heard_at = self.peers[member].heard_at
         return round((time.monotonic() - heard_at) * 1000) if heard_at else -1

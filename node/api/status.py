@@ -117,6 +117,8 @@ def member_view(node: Node) -> wire.MemberView:
             }
             for peer in engine.peers
         ],
+        rejoining=not engine.voter,
+        refusal=engine.refusal,
         disk_free_bytes=shutil.disk_usage(node.config.data_dir).free,
     )
 

@@ -131,6 +131,10 @@ def _leader(views: Sequence[MemberView]) -> str:
 def _problem(view: MemberView, lag: int, leader: str, *, answers: bool) -> str:
     if view.writes_stopped:
         return "writes stopped"
+    if view.rejoining:
+        return "rejoining"
+    if view.refusal:
+        return "no room"
     if not view.has_quorum:
         return "no quorum"
     if not leader:
