@@ -14,6 +14,7 @@ from cluster.consensus.engine import ConsensusError, Overloaded
 from node.config import NodeLimits
 from node.errors import NodeError
 from node.metrics import Metrics
+from node.tracing import TraceContext, record
 from statemachine.codec import Envelope, encode_batch, encode_command
 from statemachine.commands import CancelAccountOrders, CancelInstrumentOrders, CancelOrder, CloseSession, Command
 
@@ -73,6 +74,18 @@ def clock_us() -> int:
     return time.time_ns() // 1000
 
 
+class _Batch:
+    """One that was proposed and not applied here yet. traces: the spans that end with it, and when each began."""
+
+    __slots__ = ("commands", "payload", "proposed_at", "traces")
+
+    def __init__(self, payload: bytes, commands: int, traces: Sequence[tuple[TraceContext, int]]) -> None:
+        self.payload = payload
+        self.commands = commands
+        self.traces = traces
+        self.proposed_at = time.perf_counter()
+
+
 class Batcher:
     """Queues commands while this member leads. One event loop, no locks.
 
@@ -101,7 +114,9 @@ class Batcher:
         self._main: deque[Item] = deque()
         self._lane: deque[Item] = deque()
         self._in_main: dict[str, int] = {}
-        self._under_way: deque[tuple[bytes, float]] = deque()
+        self._under_way: deque[_Batch] = deque()
+        self._traced: dict[Item, tuple[TraceContext, int]] = {}
+        """First items of what was put in under a sampled trace, with the time; empty nearly always."""
         self._scheduled = False
 
     @property
@@ -113,13 +128,18 @@ class Batcher:
         """Batches proposed and not applied here yet."""
         return len(self._under_way)
 
-    def put(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Queue commands, in order. Returns those for which there is no room: a late cancel finds more of it."""
+    def put(self, items: Sequence[Item], trace: TraceContext | None = None) -> Sequence[Item]:
+        """Queue commands, in order. Returns those for which there is no room: a late cancel finds more of it.
+
+        trace: log a span, a child of this one, for the batch that takes in the first of them.
+        """
         limits = self._limits
         free = limits.queue_max - limits.cancels_reserved - len(self._main) - len(self._lane)
         refused: Sequence[Item] = ()
         if len(items) > free:
             items, refused = self._fitting(items, free)
+        if trace is not None and items:
+            self._traced[items[0]] = trace.child(), time.perf_counter_ns()
         main, lane, in_main = self._main, self._lane, self._in_main
         for item in items:
             item.state = QUEUED
@@ -145,13 +165,16 @@ class Batcher:
                 refused.append(item)
         return taken, refused
 
-    def applied(self, payload: bytes) -> None:
+    def applied(self, payload: bytes, index: int = 0) -> None:
         """A committed entry was applied here; when it is the oldest of ours, the pipe has room again."""
         under_way = self._under_way
-        if under_way and under_way[0][0] == payload:
-            _, proposed_at = under_way.popleft()
+        if under_way and under_way[0].payload == payload:
+            batch = under_way.popleft()
+            commit_s = time.perf_counter() - batch.proposed_at
             if self._metrics is not None:
-                self._metrics.stage_seconds["commit"].observe(time.perf_counter() - proposed_at)
+                self._metrics.stage_seconds["commit"].observe(commit_s)
+            for trace, began_ns in batch.traces:
+                record("batch", trace, began_ns, index=index, commands=batch.commands, commit_us=int(commit_s * 1e6))
             if self._main or self._lane:
                 self._schedule()
 
@@ -162,6 +185,7 @@ class Batcher:
         self._main.clear()
         self._in_main.clear()
         self._under_way.clear()
+        self._traced.clear()
         return items
 
     def _schedule(self, delay_s: float = 0.0) -> None:
@@ -194,13 +218,20 @@ class Batcher:
             except ConsensusError as error:
                 self._on_failed(items + self.leave(), error)
                 return
-            self._under_way.append((payload, time.perf_counter()))
+            self._under_way.append(_Batch(payload, len(items), self._traces_of(items) if self._traced else ()))
             self.batches += 1
             self.commands += len(items)
             if self._metrics is not None:
                 self._metrics.batch_commands.observe(len(items))
             for item in items:
                 item.state = SENT
+
+    def _traces_of(self, items: list[Item]) -> list[tuple[TraceContext, int]]:
+        traced = self._traced
+        found = [traced.pop(item) for item in items if item in traced]
+        if not self._main and not self._lane:
+            traced.clear()  # what nobody waited for any more was never proposed
+        return found
 
     def _take(self) -> list[Item]:
         """The next batch: cancels that may pass, then what came first."""

@@ -22,7 +22,7 @@ from node.config import NodeLimits, NodeTiming
 from node.errors import DiskLow, InternalError, NodeError, NoLeader, NoQuorum, NotReady, OutcomeUnknown, Overloaded
 from node.market import Market
 from node.metrics import Metrics
-from node.tracing import parse_traceparent
+from node.tracing import TraceContext, record, sampled_child
 from statemachine.codec import Envelope, UnknownFormat, decode_batch, decode_command, encode_command
 from statemachine.codes import Code
 from statemachine.commands import INTERNAL, Command
@@ -131,11 +131,16 @@ class _Frame:
     """Commands that are waited for together: one future and one timer for all of them."""
 
     __slots__ = (
-        "attempt", "began", "future", "left", "number", "outcomes", "parked", "prepared", "resend_at", "timer", "trace",
+        "attempt", "began_ns", "future", "left", "number", "outcomes",
+        "parked", "prepared", "resend_at", "timer", "trace",
     )  # fmt: skip
 
     def __init__(
-        self, number: int, prepared: Sequence[Prepared], future: asyncio.Future[list[Outcome]], trace: str
+        self,
+        number: int,
+        prepared: Sequence[Prepared],
+        future: asyncio.Future[list[Outcome]],
+        trace: TraceContext | None,
     ) -> None:
         self.number = number
         self.prepared = prepared
@@ -143,7 +148,7 @@ class _Frame:
         self.left = len(prepared)
         self.future = future
         self.trace = trace
-        self.began = time.perf_counter()
+        self.began_ns = time.perf_counter_ns()
         self.timer: asyncio.TimerHandle | None = None
         self.attempt = 0
         self.resend_at = 0.0
@@ -238,7 +243,7 @@ class Submitter:
             empty.set_result([])
             return empty
         self._next_frame += 1
-        frame = _Frame(self._next_frame, prepared, loop.create_future(), traceparent)
+        frame = _Frame(self._next_frame, prepared, loop.create_future(), sampled_child(traceparent))
         accepted = self._accept(frame)
         if accepted:
             frame.timer = loop.call_later(timeout_ms / 1000, self._expire, frame)
@@ -323,7 +328,7 @@ class Submitter:
         elif status.role is Role.leader:
             if self.batcher.closed is not None:
                 self._end_all(items, self.batcher.closed)
-            elif refused := self.batcher.put(items):
+            elif refused := self.batcher.put(items, frame.trace):
                 self._end_all(refused, Overloaded("the leader's queue is full; try again"))
         elif status.leader is None or status.leader in self._witnesses:
             self._park(frame)
@@ -337,7 +342,8 @@ class Submitter:
         for start in range(0, len(items), FORWARD_COMMANDS_MAX):
             part = items[start : start + FORWARD_COMMANDS_MAX]
             positions = [] if len(items) == len(frame.prepared) and start == 0 else [item.position for item in part]
-            message = Forward(frame.number, frame.attempt, frame.trace, positions, [item.envelope for item in part])
+            trace = frame.trace.traceparent if frame.trace is not None else ""
+            message = Forward(frame.number, frame.attempt, trace, positions, [item.envelope for item in part])
             if self._engine.send(leader, FORWARD, _encode(message)):
                 for item in part:
                     item.state = SENT
@@ -412,21 +418,9 @@ class Submitter:
         except (msgspec.MsgspecError, UnknownFormat) as error:
             raise ValueError(f"message {kind!r} of {member}: {error}") from error
 
-    def _log_span(self, name: str, traceparent: str, began: float, **fields: object) -> None:
-        """One span of a trace that its caller asked to be sampled; the others cost one comparison per frame."""
-        context = parse_traceparent(traceparent)
-        if context is not None:
-            log.info(
-                "span",
-                name=name,
-                trace_id=context.trace_id,
-                parent_id=context.span_id,
-                duration_us=int((time.perf_counter() - began) * 1e6),
-                **fields,
-            )
-
     def _take_in(self, member: str, forward: Forward) -> None:
-        began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
+        trace = sampled_child(forward.traceparent)
         positions: Sequence[int] = forward.positions or range(len(forward.commands))
         guests: list[Item] = []
         for position, envelope in zip(positions, forward.commands, strict=True):
@@ -441,9 +435,9 @@ class Submitter:
         elif self.batcher.closed is not None:
             self._refuse_guests(guests, self.batcher.closed.error)
         else:
-            self._refuse_guests(self.batcher.put(guests), Overloaded.error)
-        if forward.traceparent[-2:] == "01":
-            self._log_span("take_in", forward.traceparent, began, commands=len(guests), of=member)
+            self._refuse_guests(self.batcher.put(guests, trace), Overloaded.error)
+        if trace is not None:
+            record("take in", trace, began_ns, commands=len(guests), of=member)
 
     def _refuse_guests(self, items: Sequence[Item], word: str) -> None:
         groups: dict[tuple[str, int, int], list[int]] = {}
@@ -484,7 +478,7 @@ class Submitter:
 
     def applied(self, applied: Applied, payload: bytes) -> None:
         """An entry was applied here: end what it decides, let the next batch go."""
-        self.batcher.applied(payload)
+        self.batcher.applied(payload, applied.index)
         if not self._waiting:
             return
         waiting = self._waiting
@@ -581,8 +575,8 @@ class Submitter:
         self._frames.pop(frame.number, None)
         if frame.timer is not None:
             frame.timer.cancel()
-        if frame.trace[-2:] == "01":
-            self._log_span("submit", frame.trace, frame.began, commands=len(frame.prepared))
+        if frame.trace is not None:
+            record("submit", frame.trace, frame.began_ns, commands=len(frame.prepared))
         if not frame.future.done():
             frame.future.set_result([outcome for outcome in frame.outcomes if outcome is not None])
 

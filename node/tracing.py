@@ -51,6 +51,14 @@ def parse_traceparent(header: str) -> TraceContext | None:
     return TraceContext(trace_id, span_id, bool(int(flags, 16) & _SAMPLED))
 
 
+def sampled_child(header: str) -> TraceContext | None:
+    """The next step of a trace that its caller asked to be sampled, else None: most commands cost one comparison."""
+    if header[-2:] != "01":
+        return None
+    parent = parse_traceparent(header)
+    return parent.child() if parent is not None else None
+
+
 def new_trace(*, sampled: bool = False) -> TraceContext:
     return TraceContext(secrets.token_hex(16), secrets.token_hex(8), sampled)
 

@@ -1,5 +1,6 @@
 """Trace context: what is taken over from a caller, what is ignored, and logs that a machine can read."""
 
+import asyncio
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from node.tracing import configure_logging, enter, parse_traceparent, span
 from tests.node.solo import Solo, bearer, list_market, order, run
+from tests.node.test_submit import Bench, account
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -116,3 +118,28 @@ def test_a_request_and_a_frame_are_spans_of_their_callers_trace(tmp_path: Path, 
     named = {one["name"]: one for one in spans}
     assert (named["stream submit"]["commands"], named["GET /v1/orders"]["status"]) == (2, 200)
     assert named["GET /v1/orders"]["parent_id"] == SPAN
+
+
+def test_a_forwarded_command_and_its_batch_are_spans_of_the_same_trace(logs: io.StringIO) -> None:
+    async def talk() -> None:
+        follower, leader = Bench(), Bench()
+        follower.follow("dc-b")
+        waits = follower.submitter.start([account(1)], timeout_ms=1_000, traceparent=f"00-{TRACE}-{SPAN}-01")
+        unsampled = follower.submitter.start([account(2)], timeout_ms=1_000, traceparent=f"00-{TRACE}-{SPAN}-00")
+        for _, kind, body in follower.engine.sent:
+            leader.submitter.received("dc-a", kind, body)
+        await asyncio.sleep(0.01)
+        for payload in leader.engine.log:
+            # The trace went beside the commands; it is in no log, so no state depends on it.
+            assert TRACE.encode() not in payload
+            follower.engine.commit(payload)
+        assert [one.index for one in [*await waits, *await unsampled]] == [1, 1]
+
+    asyncio.run(talk())
+    spans = {one["name"]: one for one in map(json.loads, logs.getvalue().splitlines())}
+    assert set(spans) == {"submit", "take in", "batch"}
+    assert spans["submit"]["parent_id"] == SPAN
+    assert spans["take in"]["parent_id"] == spans["submit"]["span_id"]
+    assert spans["batch"]["parent_id"] == spans["take in"]["span_id"]
+    assert (spans["batch"]["index"], spans["batch"]["commands"]) == (1, 2)
+    assert {one["trace_id"] for one in spans.values()} == {TRACE}
