@@ -35,6 +35,7 @@ from node.driver import Driver
 from node.errors import NotReady
 from node.event_views import EventViews
 from node.intake import Intake
+from node.leaving import ALONE_MS, LEAVING, Leaving
 from node.limits import ConnectionGuard, HttpLimits, middlewares
 from node.metrics import Metrics
 from node.ratelimit import RateLimiter, Rates
@@ -104,6 +105,8 @@ class App:
             )
         )
         node.session_tokens = SessionTokens(config.session_key, epoch=node.epoch)
+        replicas = [member.name for member in config.topology.members if member.role is MemberRole.replica]
+        self._leaving = Leaving(engine, replicas)
         self._observe_apply = node.metrics.stage_seconds["apply"].observe
         self._driver: Driver | None = None
         self._guard = ConnectionGuard(HttpLimits.of(limits))
@@ -276,6 +279,9 @@ class App:
         self.node.submitter.role_changed()
 
     def _message(self, member: str, kind: str, body: bytes) -> None:
+        if kind == LEAVING:
+            self._leaving.heard(member)
+            return
         try:
             self.node.submitter.received(member, kind, body)
         except ValueError as error:
@@ -333,12 +339,15 @@ class App:
         node.ready, node.draining = False, True
         log.info("draining")
         half_ms = timing.drain_ms // 2
+        self._leaving.begin()
         try:
             if not node.is_witness and node.engine.status().role is Role.leader:
-                moved = await node.engine.transfer_leadership(None, timeout_ms=min(half_ms, 5_000))
+                moved = await self._leaving.hand_over(timeout_ms=min(half_ms, 5_000))
                 log.info("leadership", handed_over=moved)
         except ConsensusError as error:
             log.warning("leadership stays", error=str(error))
+        if not self._leaving.successors:
+            half_ms = min(half_ms, ALONE_MS)
         for part in node.on_drain:
             await part.drain(timeout_ms=half_ms // max(1, len(node.on_drain)))
         if not node.is_witness:
@@ -351,6 +360,7 @@ class App:
         """Close the listener, write what is pending, leave the group. Safe to call once, after start."""
         node = self.node
         node.ready = False
+        await self._leaving.stop()
         if self._server is not None:
             self._server.close()
         await self._guard.stop()

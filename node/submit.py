@@ -255,11 +255,17 @@ class Submitter:
         return frame.future
 
     async def settled(self, *, timeout_ms: int) -> bool:
-        """Wait until nothing waits for its outcome any more. False: the time was over first."""
+        """Wait until nothing waits for its outcome any more.
+
+        False: the time was over first, and whoever still waited was told what is known.
+        """
         futures = [frame.future for frame in self._frames.values()]
         if futures:
             await asyncio.wait(futures, timeout=timeout_ms / 1000)
-        return not self._frames
+        late = list(self._frames.values())
+        for frame in late:
+            self._expire(frame)
+        return not late
 
     def tell(self, *commands: Command) -> None:
         """Submit internal commands without waiting: what is lost is said again by whoever says it."""

@@ -133,6 +133,8 @@ def test_a_day_at_the_terminal(user: User) -> None:
                  "account show alice", "instrument list", "instrument show AAPL", "asset list"):  # fmt: skip
         assert user.does(kind).out.strip(), kind
 
+    began = time.monotonic()
     assert {row["ended"] for row in user.gets("down")} == {"stopped"}
+    assert time.monotonic() - began < 3  # the last leader has nobody to hand over to, and does not wait
     for name in ("dc-a", "dc-b"):
         assert user.gets(f"inspect {name}")["findings"] == []
