@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from cluster.consensus.engine import Role
-from node.config import NodeLimits, NodeTiming
+from node.config import NodeLimits, NodeTiming, Retention
 from node.submit import FORWARD, Forward
 from statemachine.codec import Envelope, decode_batch, decode_command, encode_batch, encode_command
 from statemachine.commands import ReportDigest, TimeStep
+from statemachine.inspection import inspect_store
 from tests.node.fakes import Caller, SoloEngine, make_config, running
 
+DAY_US = 86_400_000_000
 BUY = {"symbol": "ACME-USD", "side": "buy", "type": "limit", "qty": "10", "limit_price": "99.50"}
 FAST = NodeTiming(flush_ms=20, digest_ms=100, digest_indexes=5, drain_ms=200, disk_check_ms=50)
 SMALL = NodeLimits(store_bytes_max=64 * 1024**2, disk_free_bytes_min=0, disk_free_bytes_ok=0)
@@ -204,6 +207,54 @@ def test_a_store_that_can_not_be_written_ends_the_process(tmp_path: Path) -> Non
             driver = caller.app._driver
             assert driver is not None
             driver.flush = _nothing  # type: ignore[method-assign]
+
+    asyncio.run(main())
+
+
+def test_days_that_are_over_are_sealed_and_kept_as_long_as_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.driver.SEAL_LOOK_S", 0.02)
+
+    async def main() -> None:
+        engine = SoloEngine()
+        config = make_config(tmp_path, timing=FAST, limits=SMALL)
+        config = msgspec.structs.replace(config, retention=Retention(events_days=2, trades_days=1))
+        async with running(config, engine) as caller:
+            auditor: dict[str, Any] = {"role": "auditor", "accounts": ("*",)}
+            segments = caller.node.store.segments_path
+
+            def sealed() -> set[str]:
+                return {path.name.split("-")[0] for path in segments.glob("*.seg")}
+
+            def days_pass(days: int) -> None:
+                step = Envelope("", "", 0, encode_command(TimeStep()))
+                engine.commit(encode_batch(caller.node.machine.time_us + days * DAY_US, [step]))
+
+            await caller.list_market()
+            await caller.ok("POST", "/v1/orders", BUY)
+            await caller.ok("POST", "/v1/orders", {**BUY, "side": "sell"}, accounts=("bob",))
+            ledger = await caller.ok("GET", "/v1/ledger")
+            assert sealed() == set()
+            days_pass(1)
+            # From here on the API reads the first day from files.
+            await until(lambda: sealed() == {"events", "ledger", "trades", "closed_orders"})
+            assert await caller.ok("GET", "/v1/ledger") == ledger
+            assert len((await caller.ok("GET", "/v1/trades?symbol=ACME-USD"))["items"]) == 1
+            assert len((await caller.ok("GET", "/v1/orders?status=closed"))["items"]) == 1
+            assert (await caller.ok("GET", "/v1/feed?after=0.1.0.0", **auditor))["events"]
+            days_pass(1)
+            await until(lambda: "trades" not in sealed())
+            page = await caller.ok("GET", "/v1/trades?symbol=ACME-USD")
+            assert (page["items"], page["past_gone"]) == ([], True)
+            assert "events" in sealed()
+            days_pass(1)
+            await until(lambda: caller.node.history.first_event_index > 1)
+            status, error, _ = await caller.call("GET", "/v1/feed?after=0.1.0.0", **auditor)
+            assert (status, error["error"]) == (410, "snapshot_required")
+            assert await caller.ok("GET", "/v1/ledger") == ledger
+        found = inspect_store(config.data_dir / "store")
+        assert found.holds, found.findings
 
     asyncio.run(main())
 
