@@ -65,6 +65,8 @@ def finish(data_dir: Path, *, cluster_id: str, member: str, failpoint: Failpoint
     """
     wish = data_dir / WISH
     if not wish.is_file():
+        if (data_dir / STORE).is_dir():
+            shutil.rmtree(data_dir / REPLACED, ignore_errors=True)  # killed right after the last wish was fulfilled
         return None
     install = msgspec.json.decode(wish.read_bytes(), type=Install)
     if (install.cluster_id, install.member) != (cluster_id, member):

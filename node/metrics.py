@@ -62,6 +62,8 @@ class Metrics:
         self._state = Gauge("tiebreak_raft_state", "1 for the present one", ["state"], registry=registry)
         self._term = Gauge("tiebreak_raft_term", "Term", registry=registry)
         self._quorum = Gauge("tiebreak_has_quorum", "1 when a majority is in reach", registry=registry)
+        self._counted = Gauge("tiebreak_counted", "0 on a new disk, until this member has caught up", registry=registry)
+        self._no_room = Gauge("tiebreak_log_no_room", "1 when no log of a majority has room", registry=registry)
         self._ready = Gauge("tiebreak_ready", "1 when this node takes traffic", registry=registry)
         self._queue = Gauge("tiebreak_queue_depth", "Commands or bytes that wait", ["queue"], registry=registry)
         self._queue_max = Gauge("tiebreak_queue_max", "Bound of a queue", ["queue"], registry=registry)
@@ -98,6 +100,8 @@ class Metrics:
             self._state.labels(state).set(status.role == state)
         self._term.set(status.term)
         self._quorum.set(status.has_quorum)
+        self._counted.set(status.voter)
+        self._no_room.set(bool(status.refusal))
         for peer in status.peers:
             self._peer_up.labels(peer.name).set(peer.connected)
             self._peer_heard.labels(peer.name).set(peer.heard_ms_ago / 1000)

@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.01
 WATCH_SECONDS = 0.5
+WAITING_SECONDS = 10.0
 
 _RoleSeen = tuple[Role, str | None, int, bool]
 
@@ -97,6 +98,7 @@ class HardenedEngine:
         self._snapshot_in: SnapshotReceiver | None = None
         self._running = False
         self._dead = False
+        self._waits_since = monotonic()
         self._tick_due = False
         self._timers: list[asyncio.TimerHandle] = []
         self._role_seen: _RoleSeen | None = None
@@ -560,6 +562,20 @@ class HardenedEngine:
             log.error("%s may %s lead: %s", self.member.name, "not" if barred else "again", barred or "clocks agree")
         self._raft.barred = barred
         self._watch_room()
+        self._watch_disk()
+
+    def _watch_disk(self) -> None:
+        """Say now and then why this member does not count, when nobody brings it up to date."""
+        now = monotonic()
+        if self._raft.voter or self._raft.leader is not None:
+            self._waits_since = now
+        elif now - self._waits_since > WAITING_SECONDS:
+            self._waits_since = now
+            log.warning(
+                "%s is on a new disk and waits for a leader; for a first start it has yet to meet %s",
+                self.member.name,
+                " and ".join(self._raft.unmet),
+            )
 
     def _watch_room(self) -> None:
         before, self._disk_full = self._refusal(), self._check_room()

@@ -265,6 +265,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         connected = self.connected
         return [name for name, progress in self._progress.items() if progress.stranded and name in connected]
 
+    @property
+    def unmet(self) -> list[str]:
+        """On a new disk: who has not said that it is new, too. All must, or a leader must bring this member up."""
+        return [] if self.voter else [name for name in self.others if name not in self._clean]
+
     def disk_of(self, member: str) -> DiskIs | None:
         """What a member said of its disk on its newest link."""
         return self._disks.get(member)

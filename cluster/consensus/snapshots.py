@@ -125,6 +125,7 @@ class SnapshotSender:
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot-out")
         self._asks: asyncio.Queue[tuple[str, SnapshotAsk]] = asyncio.Queue(ASKS_MAX)
+        self._queued: set[tuple[str, SnapshotAsk]] = set()
         self._serving = self._loop.create_task(self._serve())
         self._taking: asyncio.Task[None] | None = None
         self._take_after = 0.0
@@ -207,9 +208,11 @@ class SnapshotSender:
             self.counters["refused_ask"] += 1
             return
         self._asked_at = self._loop.time()
-        if self._asks.full():
+        # Asked again by one who is impatient: it is on its way.
+        if self._asks.full() or (member, ask) in self._queued:
             self.counters["snapshot_asks_held_back"] += 1
             return
+        self._queued.add((member, ask))
         self._asks.put_nowait((member, ask))
 
     def ended(self, member: str, end: SnapshotEnd) -> None:
@@ -221,23 +224,27 @@ class SnapshotSender:
         """Chunk after chunk, no faster than it may be, and never before consensus's own messages have left."""
         while True:
             member, ask = await self._asks.get()
-            taken = self._taken
-            if taken is None or ask.snapshot_id != self._snapshot_id:
-                continue
-            path = taken.folder / taken.files[ask.file].name
-            try:
-                data = await self._loop.run_in_executor(self._pool, _read_at, path, ask.offset)
-            except OSError as error:
-                log.error("%s can't be read: %s", path, error)
-                self._drop()
-                continue
-            now = self._loop.time()
-            self._send_at = max(now, self._send_at) + len(data) / self._bytes_per_s
-            await asyncio.sleep(max(0.0, self._send_at - now))
-            while self._buffered(member) > LINK_BYTES_MAX:  # noqa: ASYNC110 - a transport tells of its buffer to nobody
-                await asyncio.sleep(0.005)
-            self.counters["snapshot_bytes_sent"] += len(data)
-            self._send(member, SnapshotChunk(ask.snapshot_id, ask.file, ask.offset, crc32(data), data))
+            await self._answer(member, ask)
+            self._queued.discard((member, ask))
+
+    async def _answer(self, member: str, ask: SnapshotAsk) -> None:
+        taken = self._taken
+        if taken is None or ask.snapshot_id != self._snapshot_id:
+            return
+        path = taken.folder / taken.files[ask.file].name
+        try:
+            data = await self._loop.run_in_executor(self._pool, _read_at, path, ask.offset)
+        except OSError as error:
+            log.error("%s can't be read: %s", path, error)
+            self._drop()
+            return
+        now = self._loop.time()
+        self._send_at = max(now, self._send_at) + len(data) / self._bytes_per_s
+        await asyncio.sleep(max(0.0, self._send_at - now))
+        while self._buffered(member) > LINK_BYTES_MAX:  # noqa: ASYNC110 - a transport tells of its buffer to nobody
+            await asyncio.sleep(0.005)
+        self.counters["snapshot_bytes_sent"] += len(data)
+        self._send(member, SnapshotChunk(ask.snapshot_id, ask.file, ask.offset, crc32(data), data))
 
     async def stop(self) -> None:
         """Wait for a copy under way: it reads a store that is about to be closed."""

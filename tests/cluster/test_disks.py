@@ -1,12 +1,18 @@
 """A member that lost its disk has forgotten its votes and entries: it counts for nothing until it has caught up."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
+import lmdb
 import pytest
 
 from cluster.consensus.journal import Disk as DiskIdentity
+from cluster.consensus.journal import PeerDisks
 from cluster.consensus.messages import Admit, Append, RequestVote, Vote
 from cluster.consensus.raft import RaftSettings
+from cluster.consensus.storage import LmdbStorage
+from tests.cluster.engines import Cluster, run, until
 from tests.cluster.lab import TIMING, Clock, Disk, Lab, virtual_time
 
 
@@ -256,3 +262,57 @@ def test_leadership_is_not_handed_to_a_member_that_is_not_counted(clock: Clock) 
     lab["a"].raft.transfer_to("b")
     lab.run(0.2)
     assert lab["b"].raft.term == before
+
+
+# -- on a real disk --------------------------------------------------------------------------------
+
+
+def disk_of(folder: Path) -> DiskIdentity:
+    storage = LmdbStorage(folder, cluster_id="c", member="a", map_bytes=1 << 20)
+    try:
+        return storage.load(tail_bytes_max=0).disk
+    finally:
+        storage.close()
+
+
+def test_a_new_folder_is_a_new_disk_and_stays_it(tmp_path: Path) -> None:
+    first = disk_of(tmp_path / "j")
+    assert not first.joined
+    assert disk_of(tmp_path / "j") == first != disk_of(tmp_path / "k")
+    storage = LmdbStorage(tmp_path / "j", cluster_id="c", member="a", map_bytes=1 << 20)
+    storage.write([DiskIdentity(first.disk_id, joined=True), PeerDisks({"b": "x"})])
+    storage.close()
+    assert disk_of(tmp_path / "j") == DiskIdentity(first.disk_id, joined=True)
+
+
+def test_a_journal_from_before_disks_had_ids_has_joined(tmp_path: Path) -> None:
+    disk_of(tmp_path)
+    with lmdb.open(str(tmp_path), max_dbs=2) as env, env.begin(write=True) as transaction:
+        assert transaction.delete(b"disk", db=env.open_db(b"meta", txn=transaction))
+    older = disk_of(tmp_path)
+    assert older.joined
+    assert older.disk_id
+    assert disk_of(tmp_path) == older
+
+
+def test_a_replica_that_lost_its_disk_comes_back_by_log(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Cluster(tmp_path) as cluster:
+            leader = await cluster.leader()
+            [other] = cluster.others(leader)
+            name = other.member.name
+            sent = [b"%d" % i for i in range(100)]
+            await cluster.propose(*sent)
+            for lost in (name, "t1"):
+                await cluster.stop(lost)
+                shutil.rmtree(tmp_path / lost)
+                again = await cluster.start(lost)
+                assert not again.status().voter
+                assert again.status().role == "follower"
+                await until(lambda again=again: again.status().voter)  # type: ignore[misc]
+                now = await cluster.leader()
+                await until(lambda now=now: all(peer.voter for peer in now.status().peers))  # type: ignore[misc]
+            await until(lambda: [payload for _, payload in cluster.delivered[name]] == sent)
+            assert cluster.left == []
+
+    run(main())

@@ -1,11 +1,16 @@
 """Who may drop which entries: replicas go on without one that is away, witnesses keep what it lacks."""
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from cluster.consensus.engine import Overloaded
 from cluster.consensus.raft import RaftSettings
+from cluster.consensus.settings import Limits
+from tests.cluster.engines import Cluster, run
 from tests.cluster.lab import TIMING, Clock, Lab, LabMember, virtual_time
 
 SETTINGS = RaftSettings(timing=TIMING, trim_reserve=5, laggard_entries=50, laggard_bytes=1 << 30, laggard_ms=60_000)
@@ -122,3 +127,29 @@ def test_a_leader_knows_when_a_majority_has_no_room(clock: Clock) -> None:
     lab["b"].restart(applied_index=10)
     lab.run(0.2)
     assert lab["a"].raft.room_for_quorum, "b is enough"
+
+
+def test_a_witness_at_its_limit_stops_writes_rather_than_trim(tmp_path: Path) -> None:
+    async def main() -> None:
+        limits = Limits(journal_bytes_max=400_000, trim_reserve=0, laggard_entries=200)
+        async with Cluster(tmp_path, limits=limits) as cluster:
+            leader = await cluster.leader()
+            [other] = cluster.others(leader)
+            await cluster.stop(other.member.name)
+            await asyncio.sleep(1.2)  # heard a moment ago, it would be waited for
+            witness = cluster.engines["t1"]
+
+            async def write() -> None:
+                while True:
+                    await cluster.propose(*[b"%d" % i * 200 for i in range(50)], engine=leader)
+                    leader.set_stored_index(leader.status().applied_index)
+                    await asyncio.sleep(0.05)
+
+            with pytest.raises(Overloaded, match="the log of t1 is at its limit"):
+                await asyncio.wait_for(write(), timeout=10)
+            assert leader.status().first_index > 200, "the leader's own log is short"
+            assert witness.status().first_index == 1
+            assert "at most 400000" in witness.status().refusal
+            assert [peer.log_full for peer in leader.status().peers if peer.name == "t1"] == [True]
+
+    run(main())
