@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from node.market import Market, Money, text
+from node.market import Market, Money
 from node.outcomes import at
 from statemachine import events as ev
 from statemachine.commands import Calendar, Limits, SessionHours
+from statemachine.decimals import text
 from statemachine.types import ORDINAL_MAX, Side
 
 View = dict[str, Any]

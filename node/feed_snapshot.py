@@ -15,8 +15,9 @@ import msgspec
 
 from node.errors import InvalidField, Overloaded, SnapshotRequired
 from node.event_views import Catalogue, View
-from node.market import Market, text
+from node.market import Market
 from node.outcomes import REASON_WORD, STATUS_WORD, at
+from statemachine.decimals import text
 from statemachine.records import (
     ACCOUNTS,
     ASSETS,

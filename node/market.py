@@ -6,9 +6,9 @@ from msgspec import Struct
 
 from cluster.wire import Number
 from node.errors import InvalidField
+from statemachine.decimals import CHARACTERS_MAX, DecimalError, text, to_units
 from statemachine.types import AMOUNT_UNITS_MAX, PRICE_TICKS_MAX, QUANTITY_LOTS_MAX
 
-DIGITS_MAX = 40
 _CACHED_MAX = 4_096
 _AVERAGE_DIGITS = 6
 """Digits behind those of the price that an average price is rounded to."""
@@ -25,20 +25,15 @@ def parse(number: Number, scale: int, field: str, *, largest: int = 10**30) -> i
     if type(number) is str:
         digits = number
     elif type(number) is int:
-        if not 0 <= number <= 10**DIGITS_MAX:
+        if not 0 <= number <= 10**CHARACTERS_MAX:  # str() of a huge one takes long
             raise InvalidField(f"{field} must be between 0 and {text(largest, scale)}", field=field)
         digits = str(number)
     else:
         digits = _of_float(float(number), field)
-    whole, point, part = digits.partition(".")
-    # isascii: other scripts have digits too, and int() would take them.
-    if not (digits.isascii() and whole.isdigit() and (part.isdigit() or not point)) or len(digits) > DIGITS_MAX:
-        raise InvalidField(f"{field} must be a plain decimal above or equal to zero, such as 12.50", field=field)
-    if len(part) > scale:
-        part, rest = part[:scale], part[scale:]
-        if rest.strip("0"):
-            raise InvalidField(f"{field} has more than {scale} decimals", field=field)
-    units = int((whole + part).ljust(len(whole) + scale, "0"))
+    try:
+        units = to_units(digits, scale)
+    except DecimalError as error:
+        raise InvalidField(f"{field} {error}", field=field) from error
     if units > largest:
         raise InvalidField(f"{field} must be at most {text(largest, scale)}", field=field)
     return units
@@ -54,16 +49,6 @@ def _of_float(number: float, field: str) -> str:
     mantissa, _, exponent = digits.partition("e")
     whole, _, part = mantissa.partition(".")
     return f"0.{'0' * (-int(exponent) - 1)}{whole}{part}"
-
-
-def text(units: int, scale: int) -> str:
-    """A plain decimal without needless zeros."""
-    if not scale or not units:
-        return str(units)
-    sign, units = ("-", -units) if units < 0 else ("", units)
-    digits = str(units).rjust(scale + 1, "0")
-    part = digits[-scale:].rstrip("0")
-    return f"{sign}{digits[:-scale]}.{part}" if part else f"{sign}{digits[:-scale]}"
 
 
 class Market:

@@ -5,9 +5,10 @@ from functools import lru_cache
 
 from cluster import wire
 from node.errors import InternalError, NodeError
-from node.market import Market, text
+from node.market import Market
 from node.submit import Outcome, Prepared
 from statemachine.codes import Code
+from statemachine.decimals import text
 from statemachine.results import (
     Canceled,
     CanceledMany,

@@ -8,10 +8,11 @@ from msgspec import UNSET
 from cluster import wire
 from node.catalogue import Catalogue
 from node.errors import InternalError
-from node.market import Market, text
+from node.market import Market
 from node.outcomes import REASON_WORD, STATUS_WORD, at
 from node.submit import Prepared
 from statemachine.commands import Calendar, Limits, SessionHours
+from statemachine.decimals import text
 from statemachine.records import AccountRecord, InstrumentRecord, LedgerRow, OrderRecord, TradeRow
 from statemachine.results import Placed
 from statemachine.types import Mode, OrderType, SelfTrade, Side, Status, TimeInForce

@@ -1,56 +1,38 @@
 """Exact conversion between decimal text and whole numbers: units of an asset, ticks, lots. No floats."""
 
-import re
-
-TEXT_CHARACTERS_MAX = 40
-_PLAIN = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?", re.ASCII)
+CHARACTERS_MAX = 40
 
 
 class DecimalError(ValueError):
-    """The text is not a plain decimal, or what it says is not a whole number of units. Its message says which."""
+    """What is wrong with a text, said so that it can follow the name of a field."""
 
 
-def to_units(text: str, scale: int, *, signed: bool = False) -> int:
+def to_units(digits: str, scale: int) -> int:
     """A plain decimal in units of 10**-scale, exactly.
 
-    Plain is: ASCII digits with at most one point between them, and a minus sign only where `signed`. No
-    exponent, NaN, infinity, plus sign, space or separator. Work is bounded by TEXT_CHARACTERS_MAX.
+    Plain is: ASCII digits with at most one point between them. No sign, exponent, NaN, infinity, space or
+    separator. Zeros behind the last decimal that counts are no harm. Work is bounded by CHARACTERS_MAX.
 
     Raises DecimalError.
     """
-    if len(text) > TEXT_CHARACTERS_MAX:
-        raise DecimalError(f"a decimal has at most {TEXT_CHARACTERS_MAX} characters, this one {len(text)}")
-    match = _PLAIN.fullmatch(text)
-    if match is None:
-        raise DecimalError(f"{text!a} is not a plain decimal such as 12 or 12.50")
-    sign, whole, fraction = match.group(1), match.group(2), match.group(3) or ""
-    if sign and not signed:
-        raise DecimalError(f"{text!a} may not be negative")
-    if len(fraction) > scale:
-        raise DecimalError(f"{text!a} has {len(fraction)} decimals; at most {scale} are allowed")
-    units = int(whole + fraction.ljust(scale, "0"))
-    return -units if sign else units
+    if len(digits) > CHARACTERS_MAX:
+        raise DecimalError(f"has more than {CHARACTERS_MAX} characters")
+    whole, point, part = digits.partition(".")
+    # isascii: other scripts have digits too, and int() would take them.
+    if not (digits.isascii() and whole.isdigit() and (part.isdigit() or not point)):
+        raise DecimalError("must be a plain decimal above or equal to zero, such as 12.50")
+    if len(part) > scale:
+        if part[scale:].strip("0"):
+            raise DecimalError(f"has more than {scale} decimals")
+        part = part[:scale]
+    return int((whole + part).ljust(len(whole) + scale, "0"))
 
 
-def to_multiple(text: str, scale: int, step: int) -> int:
-    """How many steps of `step` * 10**-scale a decimal is: a price in ticks or a quantity in lots.
-
-    Raises DecimalError, also when it is not a whole number of steps.
-    """
-    units = to_units(text, scale)
-    steps, rest = divmod(units, step)
-    if rest:
-        raise DecimalError(f"{text!a} is not a multiple of {from_units(step, scale)}")
-    return steps
-
-
-def from_units(units: int, scale: int) -> str:
-    """Plain decimal text with exactly `scale` decimals; to_units reads it back."""
-    sign = "-" if units < 0 else ""
-    digits = str(abs(units)).rjust(scale + 1, "0")
-    return f"{sign}{digits[:-scale]}.{digits[-scale:]}" if scale else sign + digits
-
-
-def from_multiple(steps: int, scale: int, step: int) -> str:
-    """The decimal text of a price in ticks or a quantity in lots."""
-    return from_units(steps * step, scale)
+def text(units: int, scale: int) -> str:
+    """A plain decimal without needless zeros; to_units reads it back, where it has no sign."""
+    if not scale or not units:
+        return str(units)
+    sign, units = ("-", -units) if units < 0 else ("", units)
+    digits = str(units).rjust(scale + 1, "0")
+    part = digits[-scale:].rstrip("0")
+    return f"{sign}{digits[:-scale]}.{part}" if part else f"{sign}{digits[:-scale]}"

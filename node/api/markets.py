@@ -10,11 +10,12 @@ from node.api import http
 from node.bodies import Reader
 from node.context import NODE, Node
 from node.errors import InternalError, InvalidField
-from node.market import Market, text
+from node.market import Market
 from node.outcomes import RuleRefused, answer
 from node.views import instrument_view, trade_view
 from statemachine.calendar import opening
 from statemachine.codes import Code
+from statemachine.decimals import text
 from statemachine.records import InstrumentRecord
 
 _read_asset: Reader[wire.AddAsset] = Reader(wire.AddAsset)

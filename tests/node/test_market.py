@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.errors import InvalidField
-from node.market import Market, Money, parse, text
+from node.market import Market, Money, parse
 
 MARKET = Market(
     "ACME-USD", base="ACME", base_scale=3, quote="USD", quote_scale=6, price_scale=2, quantity_scale=1, tick=5, lot=25
@@ -72,28 +72,6 @@ def test_quantities_are_whole_lots() -> None:
 def test_what_is_written_is_read_back(count: int) -> None:
     assert MARKET.ticks(MARKET.price(count)) == count
     assert MARKET.lots(MARKET.quantity(count)) == count
-
-
-@given(st.integers(0, 2**62), st.integers(0, 12))
-def test_text_is_the_exact_decimal(units: int, scale: int) -> None:
-    written = text(units, scale)
-    assert Decimal(written).scaleb(scale) == units
-    assert "E" not in written
-    assert not (("." in written) and written.endswith(("0", ".")))
-    assert parse(written, scale, "x") == units
-    assert text(-units, scale) == ("-" + written if units else "0")
-
-
-@given(st.decimals(min_value=0, max_value=10**18, places=12), st.integers(0, 12))
-def test_parse_is_exact_or_refuses(number: Decimal, scale: int) -> None:
-    with localcontext() as context:
-        context.prec = 60
-        exact = number.scaleb(scale)
-        if exact == exact.to_integral_value():
-            assert parse(f"{number:f}", scale, "x", largest=10**40) == int(exact)
-        else:
-            with pytest.raises(InvalidField):
-                parse(f"{number:f}", scale, "x", largest=10**40)
 
 
 @given(st.floats(min_value=0, max_value=9e14))
