@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.typedefs import Middleware
 from msgspec import Struct
 
@@ -108,7 +109,14 @@ class ConnectionGuard:
 
     def factory(self, server: web.Server) -> Callable[[], asyncio.Protocol]:
         """The protocol factory for `loop.create_server`, in place of aiohttp's own."""
-        return lambda: Connection(self, cast(asyncio.Protocol, server()))
+
+        def connection() -> asyncio.Protocol:
+            inner = server()
+            # aiohttp has no other place to say how requests that it can't parse are answered.
+            inner.__class__ = HttpProtocol
+            return Connection(self, inner)
+
+        return connection
 
     def start(self, *, every_s: float = 1.0) -> None:
         """Begin to look for idle and slow connections; needs the running loop."""
@@ -150,6 +158,37 @@ class ConnectionGuard:
             self.by_address[connection.address] = count
         else:
             self.by_address.pop(connection.address, None)
+
+
+class HttpProtocol(web.RequestHandler):
+    """aiohttp's own, except that what is no HTTP is refused in our words, and is no error of ours in the log."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        refused: NodeError
+        if isinstance(exc, LineTooLong):
+            refused = errors.HeadersTooLarge(f"a line of the headers is longer than {self.max_field_size} bytes")
+        else:
+            refused = errors.Malformed("this is not an HTTP request that can be read")
+        request_id = secrets.token_hex(8)
+        log.info("refused", request_id=request_id, status=refused.status, error=refused.error, remote=request.remote)
+        response = web.Response(
+            body=msgspec.json.encode(error_body(refused, request_id)),
+            status=refused.status,
+            content_type="application/json",
+            headers={"X-Request-ID": request_id},
+        )
+        response.force_close()
+        return response
 
 
 class Connection(asyncio.Protocol):
@@ -343,6 +382,8 @@ async def _read_body(request: web.Request, limits: HttpLimits) -> None:
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             body = await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise errors.TooLarge(f"the body is larger than {limits.body_bytes_max} bytes") from error
     except TimeoutError as error:
         raise errors.RequestTimeout(f"the body did not arrive within {limits.body_timeout_s:g} s") from error
     except web.RequestPayloadError as error:
