@@ -310,5 +310,17 @@ def _detail(prepared: Prepared, result: Refused) -> str:
             return f"bound {market.quantity(need)}, given {market.quantity(have)}"
         case Code.notional_too_small | Code.notional_too_large if market is not None:
             return f"bound {text(need, market.quote_scale)}, given {text(have, market.quote_scale)}"
+        case Code.insufficient_funds:
+            return ""  # a replacement: of which asset, its order says
+        case Code.price_out_of_band if market is not None:
+            return f"bound {market.price(need)}, given {market.price(have)}"
+        case Code.expiry_in_past | Code.older_reference | Code.key_too_old:
+            return f"must be after {at(need)}, is {at(have)}"
+        case Code.sent_in_future:
+            return f"must not be after {at(need)}, is {at(have)}"
+        case Code.stale_reference:
+            return f"{have / 1e6:.3f} s old, at most {need / 1e6:.3f} s"
+        case Code.open_orders_limit | Code.withdrawals_limit | Code.sessions_limit | Code.key_quota_exceeded:
+            return f"at most {need}, has {have}"
         case _:
             return f"needs {need}, has {have}"

@@ -12,7 +12,10 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster import wire
+from node.bodies import Reader
 from node.channel import CLOSE_MALFORMED, CLOSE_UNAUTHENTICATED
+from node.errors import InvalidField, Malformed
 from tests.node.solo import Solo, bearer, list_market, order, run
 
 TRADER = bearer("trader", "alice")
@@ -72,6 +75,30 @@ FIELDS: list[tuple[str, Any, str]] = [
     ("account", "a" * 65, "account"),
     ("do", "cancel", "do"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"side": "hold"}, "side: Invalid enum value 'hold', not one of buy, sell"),
+        ({"type": "stop"}, "type: Invalid enum value 'stop', not one of limit, market"),
+        ({"time_in_force": "gty"}, "time_in_force: Invalid enum value 'gty', not one of day, fok, gtc, gtd, ioc"),
+        ({"symbol": "A" * 65}, "symbol: Expected `str` of length <= 64"),
+    ],
+)
+def test_the_bound_is_said(body: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        Reader[Any](wire.PlaceOrder).read(msgspec.json.encode({**PLACE, **body}))
+    assert (refused.value.message, refused.value.field) == (message, next(iter(body)))
+
+
+def test_the_words_of_a_frame_and_of_keys_are_said_too() -> None:
+    unknown = {"action": "submit", "id": 1, "commands": [{"do": "nope"}]}
+    with pytest.raises(Malformed, match="not one of place, replace, cancel, cancel_all, open_account, "):
+        Reader[Any](wire.AnyAction).read(msgspec.json.encode(unknown))
+    weekly = {"weekly": {"mno": {"open": "09:00", "close": "10:00"}}}
+    with pytest.raises(InvalidField, match="not one of fri, mon, sat, sun, thu, tue, wed"):
+        Reader[Any](wire.CalendarBody).read(msgspec.json.encode(weekly))
 
 
 def test_every_bad_field_is_named_and_changes_nothing(tmp_path: Path) -> None:
