@@ -418,6 +418,18 @@ class Client:
         params = {"symbol": symbol, "account": account, "limit": str(limit), "page_token": page_token}
         return await self._page("/v1/trades", wire.TradeView, params, consistency)
 
+    async def withdrawals(
+        self,
+        account: str = "",
+        *,
+        limit: int = 50,
+        page_token: str = "",
+        consistency: Consistency = "linearizable",
+    ) -> Page[wire.WithdrawalView]:
+        """Withdrawals that are neither posted nor void yet, oldest first. Raises as `orders`."""
+        params = {"account": account, "limit": str(limit), "page_token": page_token}
+        return await self._page("/v1/transfers", wire.WithdrawalView, params, consistency)
+
     async def ledger(
         self,
         account: str,

@@ -419,6 +419,17 @@ class TradeView(Struct, frozen=True, kw_only=True):
     fee: str | UnsetType = UNSET
 
 
+class WithdrawalView(Struct, frozen=True):
+    """A withdrawal that is neither posted nor void yet: the amount is held."""
+
+    id: str
+    account: str
+    asset: str
+    amount: str
+    status: Literal["pending"]
+    at: str
+
+
 class LedgerView(Struct, frozen=True):
     row: str
     index: int

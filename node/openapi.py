@@ -156,6 +156,8 @@ TABLE: tuple[Operation, ...] = (
     _read("/v1/accounts/{account}", "Show an account and its balances", _ACCOUNT_READS, wire.AccountView,
           _ANY_ACCOUNT),
     _command("post", "/v1/transfers", "Deposit, withdraw (pending) or transfer", (_CUSTODIAN,), wire.TransferFunds),
+    _read("/v1/transfers", "List an account's pending withdrawals, oldest first", _ACCOUNT_READS,
+          _list(wire.WithdrawalView), _ACCOUNT, _LIMIT, _PAGE_TOKEN),
     _command("post", "/v1/transfers/{withdrawal_id}", "Post or void a pending withdrawal", (_CUSTODIAN,),
              wire.CloseWithdrawal, _WITHDRAWAL),
     _read("/v1/ledger", "List an account's ledger rows, newest first", _ACCOUNT_READS, _list(wire.LedgerView),

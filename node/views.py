@@ -13,7 +13,7 @@ from node.outcomes import REASON_WORD, STATUS_WORD, at
 from node.submit import Prepared
 from statemachine.commands import Calendar, Limits, SessionHours
 from statemachine.decimals import text
-from statemachine.records import AccountRecord, InstrumentRecord, LedgerRow, OrderRecord, TradeRow
+from statemachine.records import AccountRecord, InstrumentRecord, LedgerRow, OrderRecord, TradeRow, WithdrawalRecord
 from statemachine.results import Placed
 from statemachine.types import Mode, OrderType, SelfTrade, Side, Status, TimeInForce
 
@@ -167,6 +167,14 @@ def trade_view(trade: TradeRow, market: Market, account: str = "") -> wire.Trade
         side=SIDES[trade.taker_side if is_taker else maker_side],
         liquidity="taker" if is_taker else "maker",
         fee=text(trade.taker_fee_units if is_taker else trade.maker_fee_units, market.quote_scale),
+    )
+
+
+def withdrawal_view(record: WithdrawalRecord, catalogue: Catalogue) -> wire.WithdrawalView:
+    money = catalogue.money(record.asset)
+    amount = text(record.amount_units, 0 if money is None else money.scale)
+    return wire.WithdrawalView(
+        str(record.withdrawal_id), record.account, record.asset, amount, "pending", at(record.opened_at_us)
     )
 
 

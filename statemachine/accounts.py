@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from statemachine.records import AccountRecord, SessionRecord
+from statemachine.records import AccountRecord, SessionRecord, WithdrawalRecord
 from statemachine.types import SYSTEM_ACCOUNTS, WORLD, Reason
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Account:
         "orders_by_key",
         "orders_in",
         "sessions",
-        "withdrawals_open",
+        "withdrawals",
     )
 
     def __init__(self, account: str, keys_max: int) -> None:
@@ -70,7 +70,7 @@ class Account:
         self.orders_by_key: dict[str, Order] = {}
         self.orders_in: dict[str, dict[int, Order]] = {}
         self.sessions: dict[str, Session] = {}
-        self.withdrawals_open = 0
+        self.withdrawals: dict[int, WithdrawalRecord] = {}
         self.dirty = False
 
     @classmethod
@@ -103,7 +103,7 @@ class Account:
 
     def is_pinned(self) -> bool:
         """It must stay in memory: something of it is only there, or points at it."""
-        return self.dirty or self.is_system or bool(self.orders or self.sessions or self.withdrawals_open)
+        return self.dirty or self.is_system or bool(self.orders or self.sessions or self.withdrawals)
 
     def forget_keys(self, bucket_min: int) -> None:
         """Stop counting the keys of buckets below `bucket_min`."""

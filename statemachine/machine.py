@@ -385,6 +385,11 @@ class Machine:
         """A pending withdrawal."""
         return self._state.withdrawals.get(withdrawal_id)
 
+    def withdrawals(self, account_id: str) -> list[WithdrawalRecord]:
+        """The pending withdrawals of an account by ascending id."""
+        account = self._state.account(account_id)
+        return [] if account is None else list(account.withdrawals.values())
+
     def sessions(self, account_id: str) -> list[SessionRecord]:
         account = self._state.account(account_id)
         return [] if account is None else [one.record() for one in account.sessions.values()]

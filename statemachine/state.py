@@ -175,7 +175,7 @@ class State:
             self.instruments[listing.symbol] = Instrument(listing, base.scale, quote.scale)
         for withdrawal in sorted(stored.withdrawals, key=lambda one: one.withdrawal_id):
             self.withdrawals[withdrawal.withdrawal_id] = withdrawal
-            self.known_account(withdrawal.account).withdrawals_open += 1
+            self.known_account(withdrawal.account).withdrawals[withdrawal.withdrawal_id] = withdrawal
         for kept in stored.sessions:
             account = self.known_account(kept.account)
             session = Session(account, kept.session, kept.timeout_ms * 1_000, kept.deadline_us)

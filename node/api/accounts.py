@@ -8,7 +8,7 @@ from node.bodies import Reader
 from node.context import NODE, PRINCIPAL, Node
 from node.errors import InvalidField
 from node.outcomes import RuleRefused, answer
-from node.views import account_view, ledger_view
+from node.views import account_view, ledger_view, withdrawal_view
 from statemachine.codes import Code
 from statemachine.records import AccountRecord
 
@@ -65,6 +65,21 @@ async def close_withdrawal(request: web.Request) -> web.Response:
 
 
 @http.reading
+async def pending(request: web.Request) -> web.Response:
+    """The account's pending withdrawals, the oldest first."""
+    http.only(request, "account", "limit", "page_token")
+    account = http.account_of(request, *READERS)
+    node = request.app[NODE]
+    limit = http.page_limit(request, node)
+    start = http.page_token(request) or 0
+    _record(node, account)
+    records = [one for one in node.machine.withdrawals(account) if one.withdrawal_id >= start]
+    views = [withdrawal_view(one, node.catalogue) for one in records[:limit]]
+    following = str(records[limit].withdrawal_id) if len(records) > limit else None
+    return http.read_answer(request, http.Page(views, following))
+
+
+@http.reading
 async def ledger(request: web.Request) -> web.Response:
     """The account's rows, the newest first."""
     http.only(request, "account", "limit", "page_token")
@@ -97,6 +112,7 @@ ROUTES = [
     web.get("/v1/accounts", list_accounts),
     web.get("/v1/accounts/{account}", show_account),
     web.post("/v1/transfers", transfer),
+    web.get("/v1/transfers", pending),
     web.post("/v1/transfers/{withdrawal_id}", close_withdrawal),
     web.get("/v1/ledger", ledger),
 ]

@@ -120,6 +120,31 @@ async def void_withdrawal(session: Session, withdrawal: WithdrawalArgument, key:
     session.finish(outcome, lambda answer: f"withdrawal {withdrawal} is void")
 
 
+@connected(withdraw, "list")
+async def list_withdrawals(
+    session: Session, name: AccountArgument, limit: Limit = 50, page_token: PageToken = "", local: Local = False
+) -> None:
+    """List an account's withdrawals that are neither posted nor void yet, oldest first.
+
+    Example: tiebreak withdraw list alice
+    """
+    async with session.client("auditor") as client:
+        page = await client.withdrawals(
+            name, limit=limit, page_token=page_token, consistency="local" if local else "linearizable"
+        )
+    if session.as_json:
+        print_json({"withdrawals": page.items, "next_page_token": page.next_page_token, "index": page.index})
+        return
+    print_table(
+        ("id", "asset", "amount", "status", "requested"),
+        [(one.id, one.asset, one.amount, one.status, short_time(one.at)) for one in page.items],
+        right=("id", "amount"),
+        empty="no pending withdrawals",
+    )
+    if page.next_page_token:
+        say(f"[dim]more: --page-token {page.next_page_token}[/]")
+
+
 @connected(transfer, "transfer")
 async def do_transfer(
     session: Session,

@@ -95,6 +95,8 @@ class LazyGroup(TyperGroup):
         found = _load(entry.where) if entry is not None else _load_plugin(plugin)
         command = to_command(found) if isinstance(found, typer.Typer) else found
         command.name = cmd_name
+        # Completion is installed for the whole program; a plugin has none of its own.
+        command.params = [one for one in command.params if one.name not in ("install_completion", "show_completion")]
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

@@ -93,8 +93,8 @@ def request_withdrawal(state: State, command: RequestWithdrawal) -> AnyResult:
         return refused(account)
     if command.asset not in state.assets:
         return refused(Code.asset_not_found)
-    if account.withdrawals_open >= WITHDRAWALS_OPEN_MAX:
-        return refused(Code.withdrawals_limit, WITHDRAWALS_OPEN_MAX, account.withdrawals_open)
+    if len(account.withdrawals) >= WITHDRAWALS_OPEN_MAX:
+        return refused(Code.withdrawals_limit, WITHDRAWALS_OPEN_MAX, len(account.withdrawals))
     balance = account.balances.get(command.asset)
     available_units = 0 if balance is None else balance.available_units
     if balance is None or available_units < command.amount_units:
@@ -105,8 +105,7 @@ def request_withdrawal(state: State, command: RequestWithdrawal) -> AnyResult:
     state.next_withdrawal_id = withdrawal_id + 1
     record = WithdrawalRecord(withdrawal_id, command.account, command.asset, command.amount_units, state.now_us)
     state.hold(balance, command.amount_units)
-    account.withdrawals_open += 1
-    state.withdrawals[withdrawal_id] = record
+    state.withdrawals[withdrawal_id] = account.withdrawals[withdrawal_id] = record
     state.dirty_withdrawals[withdrawal_id] = record
     state.events.append(WithdrawalOpened(withdrawal_id, command.account, command.asset, command.amount_units))
     return WithdrawalPending(withdrawal_id, command.account, command.asset, command.amount_units, state.now_us)
@@ -137,8 +136,7 @@ def void_withdrawal(state: State, command: VoidWithdrawal) -> AnyResult:
 def close_withdrawal(state: State, record: WithdrawalRecord, posted: bool) -> Balance:
     """Forget a pending withdrawal; returns the balance that holds its amount."""
     account = state.known_account(record.account)
-    account.withdrawals_open -= 1
-    del state.withdrawals[record.withdrawal_id]
+    del state.withdrawals[record.withdrawal_id], account.withdrawals[record.withdrawal_id]
     state.dirty_withdrawals[record.withdrawal_id] = None
     state.events.append(
         WithdrawalClosed(record.withdrawal_id, record.account, record.asset, record.amount_units, posted)

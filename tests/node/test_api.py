@@ -176,6 +176,32 @@ def test_a_custodian_of_some_accounts_reads_no_other_custodians_answers(tmp_path
     run(tmp_path, talk)
 
 
+def test_pending_withdrawals_are_listed(tmp_path: Path) -> None:
+    async def talk(caller: Caller) -> None:
+        custodian: dict[str, Any] = {"role": "custodian", "accounts": ("*",)}
+        for amount in ("1", "2.5", "3"):
+            out = {"kind": "withdrawal", "account": "alice", "asset": "USD", "amount": amount}
+            await caller.ok("POST", "/v1/transfers", out, **custodian)
+        first = await caller.ok("GET", "/v1/transfers?account=alice&limit=2", **custodian)
+        assert [(one["id"], one["amount"], one["status"]) for one in first["items"]] == [
+            ("1", "1", "pending"), ("2", "2.5", "pending"),
+        ]  # fmt: skip
+        assert {one["account"] for one in first["items"]} == {"alice"}
+        rest = await caller.ok("GET", f"/v1/transfers?limit=2&page_token={first['next_page_token']}")
+        assert ([one["id"] for one in rest["items"]], rest["next_page_token"]) == (["3"], None)
+        for number, post in ((1, True), (2, False)):
+            await caller.ok("POST", f"/v1/transfers/{number}", {"post": post}, **custodian)
+        assert [one["id"] for one in (await caller.ok("GET", "/v1/transfers"))["items"]] == ["3"]
+        assert (await caller.ok("GET", "/v1/transfers", accounts=("bob",)))["items"] == []
+        for options in ({"accounts": ("bob",)}, {"role": "custodian", "accounts": ("bob",)}):
+            status, error, _ = await caller.call("GET", "/v1/transfers?account=alice", **options)
+            assert (status, error["error"]) == (404, "account_not_found")
+        status, error, _ = await caller.call("GET", "/v1/transfers?account=nobody", **custodian)
+        assert (status, error["error"]) == (404, "account_not_found")
+
+    run(tmp_path, talk)
+
+
 def test_money_comes_and_goes(tmp_path: Path) -> None:
     async def talk(caller: Caller) -> None:
         custodian: dict[str, Any] = {"role": "custodian", "accounts": ("*",)}

@@ -6,7 +6,8 @@ A block is command lines, `----`, and what the machine said. Each command is a b
         key=K  sent_at_us=T  scope=S   on its envelope; the key is a new one each time unless given
     wait 10s | 5m | 2h            let replicated time pass
     events on | off               show what followed, indented
-    balances ACCOUNT | book SYMBOL | order ID | orders ACCOUNT | sessions ACCOUNT | due | ledger | audit
+    balances ACCOUNT | book SYMBOL | order ID | orders ACCOUNT | sessions ACCOUNT | withdrawals ACCOUNT | due |
+        ledger | audit
     repeat N COMMAND              N times; `#` in it counts from 1; only the last answer is shown
 
 Times are relative to the start: +90s. Enums go by their names. Zero and empty fields are not shown.
@@ -173,6 +174,9 @@ class Talk:
 
     def show_orders(self, account: str) -> list[str]:
         return [render(order) for order in self.machine.open_orders(account)]
+
+    def show_withdrawals(self, account: str) -> list[str]:
+        return [render(withdrawal) for withdrawal in self.machine.withdrawals(account)]
 
     def show_sessions(self, account: str) -> list[str]:
         return [render(session) for session in self.machine.sessions(account)]

@@ -188,6 +188,8 @@ def test_a_plugin_runs(capfd: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path
     )
     assert "Greets." in tiebreak(capfd, "--help").out
     assert tiebreak(capfd, "greet").out == "hi\n"
+    assert "completion" in tiebreak(capfd, "--help").out
+    assert "completion" not in tiebreak(capfd, "greet", "--help").out
 
 
 def test_a_bug_is_told_without_a_traceback(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,10 @@ def test_a_day_at_the_terminal(user: User) -> None:
     assert (shown["maker_bps"], shown["limits"]["qty_max"]) == (1, "1000")
 
     held = user.gets("withdraw request alice USD 100")
+    (listed,) = user.gets("withdraw list alice")["withdrawals"]
+    assert (listed["id"], listed["amount"], listed["status"]) == (held["id"], "100", "pending")
     user.does(f"withdraw void {held['id']}")
+    assert user.gets("withdraw list alice")["withdrawals"] == []
     held = user.gets("withdraw request alice USD 50")
     user.does(f"withdraw post {held['id']}")
     user.does("transfer alice bob USD 1.00")
