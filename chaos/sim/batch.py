@@ -33,6 +33,7 @@ REQUIRED = (
     "writes_done_at_crash",
     "left_for_disk",
     "late_deliveries",
+    "doubled_messages",
     "duplicate_connections",
     "transfers_done",
     "barred_by_clock",

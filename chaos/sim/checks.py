@@ -4,8 +4,9 @@ from collections import Counter
 from hashlib import blake2b
 from typing import Any, Protocol
 
-from chaos.sim.disk import Disk
+from chaos.sim.disk import NO_OP, Disk
 from cluster.consensus.messages import Append, AppendReply, PreVote, RequestVote, Vote
+from cluster.topology import MemberRole
 
 MONEY_EVERY = 16
 
@@ -42,6 +43,7 @@ class Watched(Protocol):
     """What the checks read of a member. It belongs to the engine, the disk and the network."""
 
     name: str
+    role: MemberRole
     alive: bool
     disk: Disk
     core: Any
@@ -77,11 +79,14 @@ class Checks:
         self.applied: dict[int, bytes] = {}  # index -> payload
         self.digests: dict[int, bytes] = {}
         self.quorum = 0
+        self.witnesses: set[str] = set()
 
     def join(self, member: Watched) -> None:
         self.members[member.name] = member
         self.shadows[member.name] = Shadow()
         self.quorum = len(self.members) // 2 + 1
+        if member.role is MemberRole.witness:
+            self.witnesses.add(member.name)
 
     def started(self, member: Watched) -> None:
         """A member came back: everything that it has is looked at anew."""
@@ -133,6 +138,8 @@ class Checks:
             if term < before:
                 raise Violation("log_matching", f"{name} has term {term} at {index} after term {before}")
             terms.append(term)
+            if self.durable and command[:1] != NO_OP and self.leaders.get(term) in self.witnesses:
+                raise Violation("witness_takes_nothing", f"{name} has a command at {index} of a witness's term {term}")
             if index == first:
                 continue  # a base: a witness that starts anew does not know its command
             known = self.entries.setdefault((index, term), (before, command))
@@ -152,6 +159,10 @@ class Checks:
                 "commit_beyond_log", f"{member.name} commits {commit}, its log ends at {journal.last_index}"
             )
         committed = self.committed
+        if commit >= len(committed) and member.core.is_leader and journal.entry(commit)[2] != member.core.term:
+            raise Violation(
+                "own_term", f"{member.name} commits {commit} of term {journal.entry(commit)[2]} by counting"
+            )
         for index in range(max(shadow.committed + 1, journal.first_index), commit + 1):
             command, _, term = journal.entry(index)
             if index < len(committed):
@@ -197,6 +208,9 @@ class Checks:
         other = self.leaders.setdefault(term, member.name)
         if other != member.name:
             raise Violation("one_leader", f"{other} and {member.name} lead term {term}")
+        voters = [name for (name, voted), target in self.votes.items() if voted == term and target == member.name]
+        if self.durable and len(voters) < self.quorum:
+            raise Violation("elected_by_majority", f"{member.name} leads term {term} with the votes of {voters}")
         self.counters["elections"] += 1
         if member.core.caretaker:
             self.counters["caretakers"] += 1
@@ -211,6 +225,8 @@ class Checks:
         name = member.name
         if index > self.shadows[name].committed:
             self.after(member)  # committed and applied in one event
+        if self.durable and index > member.disk.last_index:
+            raise Violation("durable_apply", f"{name} applies {index}; on its disk is {member.disk.last_index}")
         known = self.applied.setdefault(index, payload)
         if known != payload:
             raise Violation("applied_equal", f"{name} applies another payload at {index}")

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from chaos.sim import batch as batches
+from chaos.sim import mutants, scripts
 from chaos.sim.batch import Batch
 from chaos.sim.engines import engine_named
 from chaos.sim.run import SHAPES, Outcome, Plan, Run, draw_plan, shrink
@@ -103,6 +104,63 @@ def show(
         sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
     talk.print(f"seed {seed} ({plan.shape}): {outcome.detail or 'all promises held'}; digest {outcome.digest}")
     if outcome.broken:
+        raise typer.Exit(EXIT_BROKEN)
+
+
+@app.command("mutants")
+def hunt_mutants(
+    names: Annotated[list[str] | None, typer.Argument(help="Parts of names; all without.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=0, help="Seeds for each, instead of its own budget.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put known faults into copies of the engine, one at a time; scripts and seeds must notice each.
+
+    Exit 1: one survived its budget.
+
+    Example: tiebreak sim mutants vote
+    """
+    chosen = [m for m in mutants.MUTANTS if not names or any(name in m.name for name in names)]
+    table = Table(box=None, pad_edge=False)
+    for title in ("mutant", "noticed by", "seeds", "promise", "CPU s"):
+        table.add_column(title)
+    results: dict[str, mutants.Killed | None] = {}
+    with _progress() as progress:
+        task = progress.add_task("mutants", total=len(chosen), said="")
+        for mutant in chosen:
+            progress.update(task, said=mutant.name)
+            killed = results[mutant.name] = mutants.hunt(mutant, seeds=seeds)
+            progress.advance(task)
+            if killed is None:
+                table.add_row(mutant.name, "[bold red]SURVIVED[/]", str(seeds or mutant.budget), "", "")
+            else:
+                by = killed.by or "seeds"
+                table.add_row(mutant.name, by, str(killed.seeds or "-"), killed.promise, f"{killed.cpu_s:.1f}")
+    survivors = [name for name, killed in results.items() if killed is None]
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(results).decode() + "\n")
+    else:
+        out.print(table)
+        out.print(f"{len(results) - len(survivors)} of {len(results)} noticed")
+    if survivors:
+        raise typer.Exit(EXIT_BROKEN)
+
+
+@app.command("scripts")
+def play_scripts(as_json: Json = False) -> None:
+    """Play the scripted schedules: figure 8 of Raft, votes lost in an election, the audit's programs.
+
+    Exit 1: a promise was broken in one.
+
+    Example: tiebreak sim scripts
+    """
+    logging.disable(logging.CRITICAL)
+    results = {name: scripts.play(name) for name in scripts.SCRIPTS}
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(results).decode() + "\n")
+    else:
+        for name, broken in results.items():
+            out.print(f"{name}: {broken or 'held'}")
+    if any(results.values()):
         raise typer.Exit(EXIT_BROKEN)
 
 

@@ -5,6 +5,7 @@ carried may come late to a receiver that lives on, never to one that was started
 """
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -16,6 +17,7 @@ from chaos.sim.world import World
 class Weather(Struct, frozen=True):
     """delay_us: (least, most) inside a site and between sites. spike: per mille of messages that take far longer.
 
+    twice: per mille of messages that come twice.
     late: per mille of broken connections whose last messages still come, up to late_us_max later.
     silent_us: a link that is blocked for so long is closed. redial_us: (least, most) until it is dialed anew.
     """
@@ -24,6 +26,7 @@ class Weather(Struct, frozen=True):
     site_delay_us: tuple[int, int]
     spike: int
     spike_us: int
+    twice: int
     late: int
     late_us_max: int
     silent_us: int
@@ -182,9 +185,13 @@ class Network:
         if connection.open and self.is_blocked(source, target):
             self.reset(source, target)
 
-    def heal(self) -> None:
-        blocked, self.blocked = self.blocked, {}
-        for source, target in blocked:
+    def heal(self, but: Iterable[Pair] = ()) -> None:
+        """Whatever is blocked passes again, what waited first; `but` these directions."""
+        kept = dict.fromkeys(but)
+        healed = [pair for pair in self.blocked if pair not in kept]
+        for pair in healed:
+            del self.blocked[pair]
+        for source, target in healed:
             connection = self.newest[_pair(source, target)]
             if connection is not None and connection.open:
                 self._pump(source, target, connection)
@@ -200,6 +207,9 @@ class Network:
             due_us = self.world.now_us + self._delay(source, target)
             queue = connection.queues[target]
             queue.append((due_us, message))
+            if self.weather.twice and self.chance.happens(self.weather.twice):
+                self.counters["doubled_messages"] += 1
+                queue.append((due_us + 1, message))
             if not connection.pumping[target]:
                 connection.pumping[target] = True
                 self.world.at(due_us - self.world.now_us, self._pump, source, target, connection)

@@ -90,6 +90,7 @@ def draw_plan(seed: int, shape: str | None = None) -> Plan:
         site_delay_us=near,
         spike=chance.pick((0, 5, 30)),
         spike_us=chance.pick((election_us // 4, election_us)),
+        twice=chance.pick((0, 0, 20)),
         late=chance.pick((0, 100, 500)),
         late_us_max=2 * election_us,
         silent_us=times.link_silent_ms_max * 1000,

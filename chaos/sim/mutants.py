@@ -1,0 +1,338 @@
+"""Is the simulator awake? Faults put into copies of the engine, one at a time; each must be noticed.
+
+A mutant whose text is not in the engine any more is an error: write it anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from types import ModuleType
+
+from msgspec import Struct
+
+import cluster.consensus.journal
+import cluster.consensus.progress
+import cluster.consensus.raft
+import cluster.consensus.reads
+from chaos.sim.engines import Hardened
+from chaos.sim.member import Engine
+from chaos.sim.run import Run, draw_plan
+from chaos.sim.scripts import SCRIPTS, play
+
+MODULES: dict[str, ModuleType] = {
+    "journal": cluster.consensus.journal,
+    "progress": cluster.consensus.progress,
+    "reads": cluster.consensus.reads,
+    "raft": cluster.consensus.raft,
+}
+
+
+class Mutant(Struct, frozen=True):
+    """name: what is wrong. Where, the text, and what stands there instead. also: a second place. budget: in seeds."""
+
+    name: str
+    module: str
+    text: str
+    instead: str
+    also: tuple[str, str] | None = None
+    budget: int = 300
+
+
+class Killed(Struct, frozen=True):
+    """by: the script that noticed, or '' for seeds. seeds: how many it needed, that one included."""
+
+    name: str
+    by: str
+    seeds: int
+    promise: str
+    cpu_s: float
+
+
+class MutantStale(Exception):
+    """The engine has changed under this mutant."""
+
+
+MUTANTS = [
+    # -- what is said before it is on disk
+    Mutant(
+        "acknowledges before the sync",
+        "raft",
+        "matched = min(self._verified_index, self.journal.durable_index)",
+        "matched = self._verified_index",
+    ),
+    Mutant(
+        "a leader counts itself before its own sync",
+        "raft",
+        "return min(super().__getitem__(node), self._journal.durable_index)",
+        "return super().__getitem__(node)",
+    ),
+    Mutant(
+        "a vote leaves before it is synced",
+        "journal",
+        "        self._votes_pending += 1\n        self._pending.append(self._vote)",
+        "        self._pending.append(self._vote)",
+    ),
+    Mutant(
+        "a vote is forgotten by a restart",
+        "journal",
+        "        self._pending.append(self._vote)",
+        "        self._pending.append(Vote(term, None))",
+    ),
+    Mutant(
+        "term and vote are forgotten by a restart",
+        "journal",
+        "        self._pending.append(self._vote)",
+        "        self._pending.append(Vote(0, None))",
+    ),
+    Mutant(
+        "held messages leave when any sync ends",
+        "raft",
+        "if not self.journal.vote_pending:\n            held",
+        "if True:\n            held",
+    ),
+    Mutant(
+        "applies before its own sync",
+        "raft",
+        "last = min(self.commit_index, self.journal.durable_index)",
+        "last = self.commit_index",
+    ),
+    Mutant(
+        "a sync makes durable what came after it began",
+        "journal",
+        "self.durable_index = max(self.durable_index, self._cut_index)",
+        "self.durable_index = self.last_index",
+    ),
+    Mutant(
+        "what was cut stays durable",
+        "journal",
+        "        self.durable_index = min(self.durable_index, self.last_index)\n",
+        "",
+    ),
+    Mutant(
+        "a sync under way makes durable what replaced it",
+        "journal",
+        "        self._cut_index = min(self._cut_index, self.last_index)\n",
+        "",
+    ),
+    Mutant(
+        "a failed sync passes for a good one",
+        "journal",
+        "        if error is not None:\n",
+        "        if False:\n",
+    ),
+    # -- the log
+    Mutant(
+        "truncates what matches (F6)",
+        "raft",
+        "and journal.term_at(previous + same + 1) == entries[same][0]",
+        "and False",
+    ),
+    Mutant(
+        "does not truncate what conflicts",
+        "raft",
+        "            and journal.term_at(previous + same + 1) == entries[same][0]\n",
+        "",
+    ),
+    Mutant(
+        "does not compare the previous entry's term",
+        "raft",
+        "if previous > journal.last_index or journal.term_at(previous) != previous_term:",
+        "if previous > journal.last_index:",
+    ),
+    Mutant(
+        "a refused append moves the commit index (F1)",
+        "raft",
+        'self._library_hears(member, head | {"commit_index": min(message.commit_index, self.commit_index)})\n'
+        "            self._reply(retry_index",
+        'self._library_hears(member, head | {"commit_index": message.commit_index})\n'
+        "            self._reply(retry_index",
+    ),
+    Mutant(
+        "the commit index goes beyond what was verified (F1)",
+        "raft",
+        'head["commit_index"] = min(message.commit_index, verified)',
+        'head["commit_index"] = message.commit_index',
+    ),
+    Mutant(
+        "what was verified for one leader counts for the next",
+        "raft",
+        "self._echo = self._verified_index = self._acked_index = 0",
+        "self._echo = 0",
+    ),
+    Mutant(
+        "acknowledgements of older terms count (F10)",
+        "raft",
+        "if not self.is_leader or reply.term != self.term:",
+        "if not self.is_leader:",
+    ),
+    Mutant(
+        "commits entries of older terms by counting (figure 8)",
+        "raft",
+        "        self.doTick(0)\n",
+        "        if self.is_leader:\n"
+        "            matches = [self._SyncObj__raftMatchIndex[node] for node in self._nodes.values()]\n"
+        "            counted = sorted([*matches, self.journal.durable_index], reverse=True)[self.quorum - 1]\n"
+        "            self._SyncObj__raftCommitIndex = max(self.commit_index, counted)\n"
+        "        self.doTick(0)\n",
+    ),
+    Mutant(
+        "commits one vote short of a majority",
+        "raft",
+        "return min(super().__getitem__(node), self._journal.durable_index)",
+        "return self._journal.durable_index if node.id == min(one.id for one in self) else "
+        "min(super().__getitem__(node), self._journal.durable_index)",
+    ),
+    Mutant(
+        "applies what is appended, not what is committed",
+        "raft",
+        "last = min(self.commit_index, self.journal.durable_index)",
+        "last = self.journal.durable_index",
+    ),
+    Mutant(
+        "a refusal sends the leader forward again (F2)",
+        "progress",
+        "self._probe_from(max(self.matched_index + 1, min(retry_index, self.next_index)))",
+        "self._probe_from(max(self.matched_index + 1, self.next_index))",
+    ),
+    Mutant(
+        "any refusal counts, and says where to go on (F2)",
+        "progress",
+        "        if sequence < self.refusals_count_from:\n            return\n",
+        "",
+        also=(
+            "self._probe_from(max(self.matched_index + 1, min(retry_index, self.next_index)))",
+            "self.next_index = retry_index",
+        ),
+    ),
+    Mutant(
+        "witnesses trim what a replica has not stored",
+        "raft",
+        "here = min(stored.values(), default=0)",
+        "here = max(stored.values(), default=0)",
+    ),
+    # -- elections
+    Mutant(
+        "votes without looking at the candidate's log",
+        "raft",
+        '                "last_log_index": message.last_index,\n                "last_log_term": message.last_term,\n',
+        '                "last_log_index": 1 << 60,\n                "last_log_term": 1 << 60,\n',
+    ),
+    Mutant(
+        "votes twice in a term",
+        "raft",
+        '        self._library_hears(\n            member,\n            {\n                "type": "request_vote",',
+        "        self._SyncObj__votedForNodeId = None\n"
+        '        self._library_hears(\n            member,\n            {\n                "type": "request_vote",',
+    ),
+    Mutant(
+        "counts a voter's vote twice",
+        "raft",
+        "if term == self.term and (term, member) not in self._votes:",
+        "if term == self.term:",
+        budget=600,
+    ),
+    Mutant(
+        "leads with half the votes",
+        "raft",
+        '            self._library_hears(member, {"type": "response_vote", "term": term})',
+        '            self._library_hears(member, {"type": "response_vote", "term": term})\n'
+        '            self._library_hears(member, {"type": "response_vote", "term": term})',
+    ),
+    Mutant(
+        "campaigns without a pre-vote (F9)",
+        "raft",
+        "        term = self.term + 1\n        if self._pre_vote_term",
+        "        return True\n        term = self.term + 1\n        if self._pre_vote_term",
+    ),
+    Mutant(
+        "a leader without a majority stays (F9)",
+        "raft",
+        "leaderFallbackTimeout=timing.election_ms_min / 1000",
+        "leaderFallbackTimeout=30.0",
+    ),
+    Mutant(
+        "a witness never campaigns",
+        "raft",
+        "        if self._disk_stalls or (",
+        "        if self.role is MemberRole.witness or (",
+    ),
+    Mutant(
+        "a witness that leads takes commands",
+        "raft",
+        "return self.role is MemberRole.witness or self.barred is not None",
+        "return False",
+    ),
+    Mutant(
+        "a caretaker does not hand over",
+        "raft",
+        "            if self.caretaker:\n                self._hand_over_when_ready()",
+        "            pass",
+    ),
+    # -- reads
+    Mutant(
+        "reads without a majority",
+        "reads",
+        "confirmed = sorted(sequences, reverse=True)[needed - 1]",
+        "confirmed = 1 << 60",
+    ),
+    Mutant(
+        "answers to older messages confirm a read",
+        "reads",
+        "self._asked.append((next_sequence, index, self._waiting))",
+        "self._asked.append((0, index, self._waiting))",
+    ),
+    Mutant(
+        "a new leader reads before its own entry is committed",
+        "raft",
+        "self.commit_index >= self._SyncObj__noopIDx and self.reads.wants_round",
+        "self.reads.wants_round",
+    ),
+]
+
+
+def mutated(mutant: Mutant) -> Engine:
+    """Our engine with one fault, in modules of its own; the real ones stay as they are."""
+    copies: dict[str, ModuleType] = {}
+    for name, original in MODULES.items():
+        source = inspect.getsource(original)
+        if name == mutant.module:
+            for text, instead in ((mutant.text, mutant.instead), *([mutant.also] if mutant.also else [])):
+                if text not in source:
+                    raise MutantStale(f"{mutant.name!r}: its text is not in {original.__name__} any more")
+                source = source.replace(text, instead)
+        copies[name] = _copy(original, source)
+    copies["raft"].__dict__["Progress"] = copies["progress"].__dict__["Progress"]
+    copies["raft"].__dict__["ReadRounds"] = copies["reads"].__dict__["ReadRounds"]
+    return Hardened(copies["raft"], copies["journal"])
+
+
+def _copy(original: ModuleType, source: str) -> ModuleType:
+    copy = ModuleType(original.__name__)
+    copy.__file__ = original.__file__
+    exec(compile(source, f"<mutant of {original.__name__}>", "exec"), copy.__dict__)  # noqa: S102 - our own source
+    for name, value in vars(original).items():
+        # Messages, changes and errors keep their identity: others match on them.
+        if isinstance(value, type) and issubclass(value, Struct | BaseException):
+            copy.__dict__[name] = value
+    return copy
+
+
+def hunt(mutant: Mutant, *, seeds: int | None = None, step: Callable[[], None] | None = None) -> Killed | None:
+    """The scripts first, then seeds, until something is noticed; None when it survives."""
+    logging.disable(logging.CRITICAL)
+    began = time.process_time()
+    engine = mutated(mutant)
+    for name in SCRIPTS:
+        broken = play(name, engine)
+        if broken:
+            return Killed(mutant.name, name, 0, broken.split(":")[0], time.process_time() - began)
+    for seed in range(1, (seeds if seeds is not None else mutant.budget) + 1):
+        if step is not None:
+            step()
+        outcome = Run(draw_plan(seed), engine).play()
+        if outcome.broken:
+            return Killed(mutant.name, "", seed, outcome.broken, time.process_time() - began)
+    return None

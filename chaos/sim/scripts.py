@@ -1,0 +1,453 @@
+"""Scripted schedules: the known hard cases of Raft, and of the library's audit, move by move.
+
+Each must end without a Violation. r numbers are the audit's programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from chaos.sim.checks import Violation
+from chaos.sim.engines import Hardened
+from chaos.sim.member import Engine
+from chaos.sim.stage import ELECTION_MS, Stage, staged
+from cluster.consensus.messages import Append, AppendReply, RequestVote, Vote
+
+
+class Script(NamedTuple):
+    """shape, batch_bytes: of the stage that it plays on."""
+
+    play: Callable[[Stage], None]
+    shape: str
+    batch_bytes: int
+
+
+SCRIPTS: dict[str, Script] = {}
+BIG = 1 << 20
+
+
+def script(shape: str, *, batch_bytes: int = BIG) -> Callable[[Callable[[Stage], None]], Callable[[Stage], None]]:
+    def register(play: Callable[[Stage], None]) -> Callable[[Stage], None]:
+        SCRIPTS[play.__name__] = Script(play, shape, batch_bytes)
+        return play
+
+    return register
+
+
+def play(name: str, engine: Engine | None = None, tell: Callable[[str], None] | None = None) -> str:
+    """'' or what was broken."""
+    chosen = SCRIPTS[name]
+    try:
+        with staged(engine or Hardened(), chosen.shape, batch_bytes=chosen.batch_bytes, tell=tell) as stage:
+            chosen.play(stage)
+    except Violation as violation:
+        return str(violation)
+    return ""
+
+
+@script("2+2+1", batch_bytes=1)
+def figure_8(s: Stage) -> None:
+    """An entry of an older term on a majority is not committed by counting: a newer leader may still drop it."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 a2", "b1 b2 t1")
+    (old,) = s.propose("a1")
+    s.until(lambda: s.on_disk("a2", old), "a2 has it")
+    s.crash("a1")
+    s.elect("b2")
+    s.cut("a1", "a2", "b1", "t1", "b2")
+    (newer,) = s.propose("b2")
+    s.until(lambda: s.on_disk("b2", newer), "b2 has another entry there")
+    s.crash("b2")
+    s.restart("a1")
+    s.cut("a1 a2 b1 t1", "b2")
+    s.elect("a1")
+    # One entry a message: b1 gets the old entry, and is cut off before the leader's own comes.
+    s.until(lambda: s.term_at("b1", old) == s.term_at("a1", old), "b1 has the old entry")
+    s.cut("a1 a2", "b1", "t1", "b2")
+    s.wait(200)
+    s.crash("a1", "a2")
+    s.restart("b2")
+    s.cut("b1 b2 t1", "a1 a2")
+    s.elect("b2")
+    s.wait(200)
+    s.must(s.committed("b2", newer), "b2 commits")
+    s.converge()
+
+
+@script("1+1+1")
+def vote_lost_within_one_election(s: Stage) -> None:
+    """Power fails right after a vote left; the same term's other candidate gets none."""
+    s.inject("t1", "a1", RequestVote(7, 100, 6, True))
+    s.wait(5)
+    s.crash("t1")
+    s.restart("t1")
+    s.wait(20)
+    s.inject("t1", "b1", RequestVote(7, 200, 6, True))
+    s.wait(20)
+    s.must(s["t1"].disk.vote.voted_for == "a1", f"the vote on disk is {s['t1'].disk.vote}")
+
+
+@script("1+1+1")
+def second_candidate_in_one_term(s: Stage) -> None:
+    s.inject("t1", "a1", RequestVote(7, 100, 6, True))
+    s.wait(5)
+    s.inject("t1", "b1", RequestVote(7, 200, 6, True))
+    s.wait(20)
+    s.must(s["t1"].disk.vote.voted_for == "a1", f"the vote on disk is {s['t1'].disk.vote}")
+
+
+@script("2+2+1")
+def one_voter_twice(s: Stage) -> None:
+    """The same vote comes twice; with the candidate's own that makes two of five, not three."""
+    s.elect("a1")
+    s.wait(100)
+    s.crash("a1")
+    before = s["a2"].core.term
+    s.patient()
+    core: Any = s["a2"].core
+    core._SyncObj__raftElectionDeadline = 0.0
+    s.until(lambda: core.term > before, "a2 asks for votes")
+    for silent in ("b2", "t1"):
+        s.block(silent, "a2")
+    s.block("b1", "a2")
+    s.inject("a2", "b1", Vote(core.term))
+    s.inject("a2", "b1", Vote(core.term))
+    s.must(not core.is_leader, "a2 leads with two votes of five")
+    s.crash("a2")
+    s.converge()
+
+
+@script("1+1+1")
+def candidate_with_an_old_log(s: Stage) -> None:
+    s.elect("a1")
+    last = s.propose("a1", 5)[-1]
+    s.until(lambda: s.on_disk("t1", last), "t1 has it")
+    term = s["a1"].core.term
+    s.inject("t1", "b1", RequestVote(term + 1, last - 1, term, True))
+    s.inject("t1", "b1", RequestVote(term + 2, last + 9, term - 1, True))
+    s.wait(20)
+    s.must(s["t1"].disk.vote.voted_for != "b1", "voted for a log that lacks what it has")
+    s.converge()
+
+
+@script("1+1+1")
+def vote_before_its_sync(s: Stage) -> None:
+    """The disk is slow, the vote waits; the power fails before; nothing was promised."""
+    s.stall_disk("t1", 500)
+    s.inject("t1", "a1", RequestVote(7, 100, 6, True))
+    s.wait(50)
+    s.crash("t1")
+    s.stall_disk("t1", 0)
+    s.restart("t1")
+    s.wait(20)
+    s.inject("t1", "b1", RequestVote(7, 200, 6, True))
+    s.wait(20)
+
+
+@script("1+1+1")
+def witness_alone_holds_the_newest(s: Stage) -> None:
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 t1", "b1")
+    last = s.propose("a1", 50)[-1]
+    s.until(lambda: s.committed("a1", last), "committed with the witness")
+    s.crash("a1")
+    s.cut("b1 t1", "a1")
+    s.patient()
+    s.until(lambda: s.leads("b1") and s.committed("b1", last), "b1 leads with all entries", within_ms=5 * ELECTION_MS)
+    s.must(s["b1"].machine.applied_index == last, "b1 applied all")
+    s.converge()
+
+
+@script("2+2+1")
+def witness_alone_holds_the_newest_of_five(s: Stage) -> None:
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 a2 t1", "b1", "b2")
+    last = s.propose("a1", 50)[-1]
+    s.until(lambda: s.committed("a1", last), "committed with the witness")
+    s.crash("a1", "a2")
+    s.cut("b1 b2 t1", "a1", "a2")
+    s.patient()
+    s.until(
+        lambda: any(s.leads(n) and s.committed(n, last) for n in ("b1", "b2")), "b leads", within_ms=6 * ELECTION_MS
+    )
+    s.converge()
+
+
+@script("1+1+1", batch_bytes=300)
+def r01_catch_up_in_many_batches(s: Stage) -> None:
+    """A follower catches up in many batches, the leader dies in the middle; what was acknowledged stays."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 t1", "b1")
+    last = s.propose("a1", 80)[-1]
+    s.until(lambda: s.committed("a1", last), "committed")
+    s.heal()
+    s.until(lambda: s["b1"].core.journal.last_index > last - 60, "b1 is on its way")
+    s.run.network.reset("a1", "b1")
+    more = s.propose("a1", 10)[-1]
+    s.until(lambda: s.committed("a1", more), "committed more")
+    s.crash("a1")
+    s.patient()
+    s.until(lambda: s.leads("b1") and s.committed("b1", more), "b1 leads with all", within_ms=6 * ELECTION_MS)
+    s.converge()
+
+
+@script("2+2+1")
+def r02_acknowledgement_of_an_older_term(s: Stage) -> None:
+    """An acknowledgement that was given to this leader two terms ago says nothing of its present log."""
+    s.elect("a1")
+    s.wait(100)
+    term = s["a1"].core.term
+    s.cut("a1", "a2 b1 b2 t1")
+    s.propose("a1", 5)
+    s.elect("b1")
+    s.wait(100)
+    s.cut("a1 a2 b1 b2 t1")
+    s.wait(300)
+    s.elect("a1")
+    s.cut("a1 a2", "b1 b2 t1")
+    last = s.propose("a1", 5)[-1]
+    s.wait(50)
+    for voter in ("b1", "b2", "t1"):
+        s.inject("a1", voter, AppendReply(term, 1, last, 0, 0))
+    s.wait(50)
+    s.must(not s.committed("a1", last), "counted an acknowledgement of an older term")
+    s.converge()
+
+
+@script("2+2+1", batch_bytes=1)
+def verified_for_another_leader(s: Stage) -> None:
+    """a2 agreed with a1 further than it does with b1; what it agrees on with b1 must be found out anew."""
+    s.elect("a1")
+    s.wait(100)
+    for source, target in (("a2", "a1"), ("b1", "a1"), ("a1", "b2"), ("a1", "t1")):
+        s.block(source, target)
+    (first,) = s.propose("a1")
+    s.until(lambda: s.term_at("b1", first) > 0, "b1 has the first")
+    s.block("a1", "b1")
+    rest = s.propose("a1", 4)
+    s.until(lambda: s.on_disk("a2", rest[-1]), "a2 has all")
+    s.crash("a1")
+    s.cut("b1 b2 t1", "a2", "a1")
+    s.elect("b1")
+    own = s["b1"].core.journal.last_index
+    # b1 has sent its own entry to a2, in vain: it will ask from there on, and be sent back to a1's first.
+    s.run.network.reset("a2", "b1")
+    s.cut("b1 t1 a2", "b2", "a1")
+    s.until(lambda: s.committed("b1", own), "committed with a2")
+    s.converge()
+
+
+@script("1+1+1")
+def r03_deposed_leaders_tail(s: Stage) -> None:
+    """What a deposed leader had appended is dropped, never applied."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1", "b1 t1")
+    s.propose("a1", 5)
+    s.wait(20)
+    s.elect("b1")
+    s.propose("b1", 50)
+    s.wait(300)
+    s.converge()
+
+
+@script("1+1+1")
+def r03_heartbeat_that_verifies_nothing(s: Stage) -> None:
+    """The commit index goes no further than what a message verified."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1", "b1 t1")
+    stale = s.propose("a1", 5)
+    s.wait(20)
+    s.elect("b1")
+    last = s.propose("b1", 9)[-1]
+    s.until(lambda: s.committed("b1", last), "committed")
+    term, agreed = s["b1"].core.term, stale[0] - 1
+    s.inject("a1", "b1", Append(term, 1, agreed, s.term_at("a1", agreed), last, 0, []))
+    s.inject("a1", "b1", Append(term, 2, last, term, last, 0, []))
+    s.wait(20)
+    s.must(s["a1"].core.commit_index <= agreed, "committed what nobody verified")
+    s.converge()
+
+
+@script("1+1+1")
+def r21_late_batch_of_an_old_connection(s: Stage) -> None:
+    """An old batch comes again after newer entries: nothing is truncated."""
+    s.elect("a1")
+    s.wait(100)
+    term, base = s["a1"].core.term, s["a1"].core.journal.last_index
+    first, *rest = s.propose("a1", 12)
+    s.until(lambda: s.committed("a1", rest[-1]) and s.on_disk("b1", rest[-1]), "committed")
+    command = s["a1"].core.journal.entry(first)[0]
+    s.inject("b1", "a1", Append(term, 2, base, s.term_at("a1", base), base, 0, [(term, command)]))
+    s.wait(5)
+    s.must(s["b1"].core.journal.last_index >= rest[-1], "an old batch made b1 forget newer entries")
+    s.converge()
+
+
+@script("1+1+1", batch_bytes=300)
+def r23_conflicting_tail_and_a_backlog(s: Stage) -> None:
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1", "b1 t1")
+    s.propose("a1", 30)
+    s.wait(20)
+    s.elect("b1")
+    last = s.propose("b1", 300)[-1]
+    s.until(lambda: s.committed("b1", last), "committed")
+    s.wait(1_500)
+    s.heal()
+    s.until(
+        lambda: s["a1"].core.journal.last_index >= last and s.term_at("a1", last) == s.term_at("b1", last),
+        "a1 has b1's log",
+        within_ms=1_500,
+    )
+    s.converge()
+
+
+@script("1+1+1")
+def returning_member_does_not_depose(s: Stage) -> None:
+    s.elect("a1")
+    s.wait(100)
+    s.cut("b1", "a1 t1")
+    s.wait(10 * ELECTION_MS)
+    term = s["a1"].core.term
+    s.heal()
+    s.wait(3 * ELECTION_MS)
+    s.must(s.leads("a1") and s["a1"].core.term == term, f"the leader of term {term} was deposed")
+    s.converge()
+
+
+@script("1+1+1")
+def isolated_leader_steps_down(s: Stage) -> None:
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1", "b1 t1")
+    s.until(lambda: not s.leads("a1"), "a1 steps down", within_ms=ELECTION_MS + 100)
+    s.converge()
+
+
+@script("1+1+1")
+def no_read_without_a_majority(s: Stage) -> None:
+    """Another leads meanwhile, and has committed more; the paused leader wakes up and is asked."""
+    s.elect("a1")
+    last = s.propose("a1", 3)[-1]
+    s.until(lambda: s.committed("a1", last), "committed")
+    a1 = s["a1"]
+    a1.pause(s.run.world.now_us + 5_000_000)
+    s.wait(5 * ELECTION_MS)
+    s.must(s.leads("b1"), "b1 leads")
+    newer = s.propose("b1", 3)[-1]
+    s.until(lambda: s.committed("b1", newer), "committed")
+    answers: list[int | None] = []
+    s.wait(5_000 - 5 * ELECTION_MS - 100)
+    s.cut("a1", "b1 t1")
+    s.wait(99)
+    a1.paused_until_us = 0
+    a1.do(a1.core.read, answers.append)
+    a1.do(a1.core.tick)
+    s.wait(100)
+    s.must(all(index is None or index >= newer for index in answers), f"a stale read: {answers}, committed {newer}")
+    s.converge()
+
+
+@script("1+1+1")
+def no_read_by_a_slow_clock(s: Stage) -> None:
+    """The cut-off leader's clock stands almost still, so it does not notice that another leads."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1", "b1 t1")
+    s["a1"].set_rate(10_000)
+    s.until(lambda: s.leads("b1"), "b1 leads")
+    newer = s.propose("b1", 3)[-1]
+    s.until(lambda: s.committed("b1", newer), "committed")
+    s.must(s.leads("a1"), "a1 believes that it leads")
+    answers: list[int | None] = []
+    a1 = s["a1"]
+    a1.do(a1.core.read, answers.append)
+    a1.do(a1.core.tick)
+    s.wait(100)
+    s.must(all(index is None or index >= newer for index in answers), f"a stale read: {answers}, committed {newer}")
+    s["a1"].set_rate(1_000_000)
+    s.converge()
+
+
+@script("1+1+1")
+def no_read_before_the_own_entry(s: Stage) -> None:
+    """A new leader does not know yet what its predecessor committed: its reads wait for its own first entry."""
+    s.elect("a1")
+    s.wait(100)
+    (last,) = s.propose("a1")
+    s.until(lambda: s.term_at("b1", last) > 0, "b1 has it")
+    s.block("a1", "b1")
+    s.until(lambda: s.committed("a1", last), "committed, and b1 does not know")
+    s.crash("a1")
+    s.elect("b1")
+    answers: list[int | None] = []
+    b1 = s["b1"]
+    b1.do(b1.core.read, answers.append)
+    b1.do(b1.core.tick)
+    s.wait(200)
+    s.must(all(index is None or index >= last for index in answers), f"a stale read: {answers}, committed {last}")
+    s.converge()
+
+
+@script("1+1+1")
+def leader_with_a_stalled_disk(s: Stage) -> None:
+    """Both followers have acknowledged; the leader's own disk has not: it does not count itself."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 b1", "t1")
+    s.stall_disk("a1", 400)
+    (last,) = s.propose("a1")
+    s.until(lambda: s.on_disk("b1", last), "b1 has it")
+    s.wait(50)
+    s.must(not s.committed("a1", last), "committed with one disk of three")
+    s.crash("a1")
+    s.stall_disk("a1", 0)
+    s.converge()
+
+
+@script("1+1+1")
+def cut_while_a_sync_is_under_way(s: Stage) -> None:
+    """Entries are replaced while their sync runs: the sync's end says nothing of those that came instead."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1", "b1 t1")
+    s.stall_disk("a1", 300)
+    s.propose("a1", 5)
+    s.wait(5)
+    s.elect("b1")
+    s.propose("b1", 5)
+    s.wait(30)
+    s.heal()
+    s.until(lambda: s["a1"].core.counters["truncations"] > 0, "a1 drops its tail")
+    s.wait(400)
+    s.crash("a1")
+    s.stall_disk("a1", 0)
+    s.converge()
+
+
+@script("1+1+1")
+def disk_fails(s: Stage) -> None:
+    """After a failed sync nothing is acknowledged: the member leaves."""
+    s.elect("a1")
+    s.wait(100)
+    s["b1"].weather.fails = True
+    s.propose("a1", 3)
+    s.wait(50)
+    s.must(s["b1"].incarnation > 1 or not s["b1"].alive, "b1 stays although its disk failed")
+    s.converge()
+
+
+@script("1+1+1")
+def caretaker_hands_over(s: Stage) -> None:
+    """A witness that wins takes nothing in and hands over at once."""
+    s.elect("t1")
+    s.until(lambda: s.leads("a1") or s.leads("b1"), "a replica leads", within_ms=2 * ELECTION_MS)
+    s.converge()
