@@ -8,6 +8,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
@@ -70,6 +71,34 @@ class TlsFiles(Struct, frozen=True, forbid_unknown_fields=True):
 def tls_files(folder: Path, member: str) -> TlsFiles:
     """Where make_all puts them."""
     return TlsFiles(folder / CA_CERTIFICATE, folder / f"{member}.crt", folder / f"{member}.key")
+
+
+def check_identity(files: TlsFiles, member: str) -> None:
+    """Raises ValueError, naming both sides, when the others would not take this member for who it is, or not yet."""
+    certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        named = names.get_values_for_type(x509.DNSName)
+    except x509.ExtensionNotFound:
+        named = []
+    if named != [member]:
+        raise ValueError(f"{files.certificate} names {named}, the member is {member!r}: they must be the same")
+    key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
+    if _public(key.public_key()) != _public(certificate.public_key()):
+        raise ValueError(f"{files.key} is not the key of {files.certificate}")
+    authority = x509.load_pem_x509_certificate(files.ca.read_bytes())
+    if certificate.issuer != authority.subject:
+        raise ValueError(
+            f"{files.certificate} was issued by {certificate.issuer.rfc4514_string()!r}, "
+            f"{files.ca} is {authority.subject.rfc4514_string()!r}"
+        )
+    now, until = datetime.datetime.now(datetime.UTC), certificate.not_valid_after_utc
+    if now > until:
+        raise ValueError(f"{files.certificate} is good until {until:%Y-%m-%d %H:%M:%S}, now is {now:%Y-%m-%d %H:%M:%S}")
+
+
+def _public(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:

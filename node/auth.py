@@ -188,7 +188,10 @@ def issue_token(
 
 
 def _public_key(pem: str | bytes) -> Ed25519PublicKey:
-    key = load_pem_public_key(pem.encode() if isinstance(pem, str) else pem)
+    try:
+        key: object = load_pem_public_key(pem.encode() if isinstance(pem, str) else pem)
+    except ValueError as error:
+        raise ValueError("this is not a public key in PEM") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise ValueError("token_public_key must be an Ed25519 public key in PEM")
+        raise ValueError(f"this key is {type(key).__name__.strip('_')}; tokens are signed with Ed25519")
     return key

@@ -1,14 +1,16 @@
 """What one member is told at start: its TOML file and the topology, read once, checked, then never changed."""
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from cluster.certificates import TlsFiles
+from cluster.certificates import TlsFiles, check_identity
 from cluster.topology import InvalidTopology, Member, MemberRole, Topology, read_topology
+from node.auth import Authenticator
 from statemachine.codec import BATCH_BYTES_MAX, COMMANDS_PER_BATCH_MAX
 
 FLUSH_MS_MIN = 10
@@ -78,7 +80,6 @@ class NodeLimits(Struct, frozen=True, forbid_unknown_fields=True):
     disk_free_bytes_min: int = 256 * 1024**2
     disk_free_bytes_ok: int = 512 * 1024**2
     stream_buffer_bytes_max: int = 8 * 1024 * 1024
-    feed_batches_kept: int = 10_000
     log_bytes_max: int = 32 * 1024**3
     log_reserve: int = 10_000
     log_laggard_entries: int = 1_000_000
@@ -187,7 +188,6 @@ LIMIT_BOUNDS: dict[str, tuple[int, int]] = {
     "disk_free_bytes_min": (0, 2**46),
     "disk_free_bytes_ok": (0, 2**46),
     "stream_buffer_bytes_max": (4_096, 1024**3),
-    "feed_batches_kept": (1, 10**7),
     "log_bytes_max": (1024**2, 2**46),
     "log_reserve": (0, 10**9),
     "log_laggard_entries": (1, 10**12),
@@ -201,6 +201,7 @@ RETENTION_BOUNDS = dict.fromkeys(Retention.__struct_fields__, (0, 36500))
 RELATIONS = (
     ("timing", "command_timeout_ms", "command_timeout_ms_max", "the default is one of the times a client may name"),
     ("timing", "session_wait_ms", "read_timeout_ms", "the wait for a token is part of the read's time"),
+    ("timing", "resend_ms", "command_timeout_ms_max", "a lost command would be sent again when nobody waits any more"),
     ("limits", "cancels_reserved", "queue_max", "other commands need room too"),
     ("limits", "cancels_reserved", "waiting_max", "other commands need room too"),
     ("limits", "queue_max", "waiting_max", "whoever queues also waits"),
@@ -211,6 +212,12 @@ RELATIONS = (
     ("limits", "log_reserve", "log_laggard_entries", "the one is kept always, the other only for who is away"),
     ("limits", "log_laggard_bytes", "log_bytes_max", "writes would stop before the log is trimmed"),
     ("limits", "rate_per_s", "rate_burst", "a second's worth must fit into the bucket"),
+)
+
+# (of the topology's timing, of the member's, why)
+ACROSS = (
+    ("heartbeat_ms", "read_timeout_ms", "a read is confirmed by a round of heartbeats"),
+    ("election_ms_max", "command_timeout_ms_max", "no command could wait for an election to end"),
 )
 
 
@@ -235,21 +242,26 @@ def read_config(path: Path) -> NodeConfig:
         topology.member(file.name)
     except InvalidTopology as error:
         raise InvalidConfig(f"name = {file.name!r} in {path.name}: {error}") from error
-    tls = file.api_tls
+    _check_across(file, topology)
+    api = file.api_tls
+    tls = TlsFiles(
+        ca=_exists(base, "tls.ca", file.tls.ca),
+        certificate=_exists(base, "tls.cert", file.tls.cert),
+        key=_exists(base, "tls.key", file.tls.key),
+    )
+    _holds("tls", lambda: check_identity(tls, file.name))
+    token_public_key = _read(base, "auth.token_public_key", file.auth.token_public_key)
+    _holds(f"auth.token_public_key = {file.auth.token_public_key!r}", lambda: Authenticator([token_public_key]))
     return NodeConfig(
         name=file.name,
         topology=topology,
         data_dir=(base / file.data_dir).resolve(),
-        token_public_key=_read(base, "auth.token_public_key", file.auth.token_public_key),
+        token_public_key=token_public_key,
         session_key=_session_key(_read(base, "auth.session_key", file.auth.session_key)),
-        tls=TlsFiles(
-            ca=_exists(base, "tls.ca", file.tls.ca),
-            certificate=_exists(base, "tls.cert", file.tls.cert),
-            key=_exists(base, "tls.key", file.tls.key),
-        ),
+        tls=tls,
         api_tls=None
-        if tls is None
-        else (_exists(base, "api_tls.cert", tls.cert), _exists(base, "api_tls.key", tls.key)),
+        if api is None
+        else (_exists(base, "api_tls.cert", api.cert), _exists(base, "api_tls.key", api.key)),
         timing=file.timing,
         limits=file.limits,
         retention=file.retention,
@@ -272,6 +284,23 @@ def check(file: MemberFile) -> MemberFile:
     if file.log_level not in ("debug", "info", "warning", "error"):
         raise InvalidConfig(f"log_level = {file.log_level!r}: one of debug, info, warning, error")
     return file
+
+
+def _check_across(file: MemberFile, topology: Topology) -> None:
+    for theirs, ours, why in ACROSS:
+        less, more = getattr(topology.timing, theirs), getattr(file.timing, ours)
+        if less >= more:
+            raise InvalidConfig(
+                f"timing.{theirs} = {less} in {file.topology} and timing.{ours} = {more} in the member's file: "
+                f"{theirs} < {ours}; {why}"
+            )
+
+
+def _holds(setting: str, check: Callable[[], object]) -> None:
+    try:
+        check()
+    except ValueError as error:
+        raise InvalidConfig(f"{setting}: {error}") from error
 
 
 def _bounds(section: str, values: Struct, bounds: dict[str, tuple[int, int]]) -> None:

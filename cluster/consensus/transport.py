@@ -386,7 +386,7 @@ class Links:
         except Exception as error:
             # Whatever a stranger does to the handshake, it is a refusal and nothing more.
             self.counters["refused_handshake"] += 1
-            log.warning("handshake refused: %s", error or "timeout")
+            log.warning("handshake refused: %s", str(error) or type(error).__name__)
             accepted.close()
         except BaseException:
             accepted.close()

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from cluster.folder import ClusterFolder, create
 from cluster.topology import Member
@@ -39,11 +41,24 @@ BAD = [
     ("[limits]", "[limits]\ndisk_free_bytes_min = 10\ndisk_free_bytes_ok = 5", ["10", "5", "disk_free_bytes_min"]),
     ("[timing]", "[timing]\ncommand_timeout_ms = 9000\ncommand_timeout_ms_max = 800", ["9000", "800"]),
     ("[timing]", "[timing]\nflush_ms = -1", ["flush_ms = -1"]),
+    ("[timing]", "[timing]\nresend_ms = 9000\ncommand_timeout_ms_max = 8000", ["resend_ms = 9000", "8000"]),
+    ("[timing]", "[timing]\nread_timeout_ms = 50", ["heartbeat_ms = 50", "read_timeout_ms = 50"]),
+    (
+        "[timing]",
+        "[timing]\ncommand_timeout_ms = 500\nresend_ms = 500\ncommand_timeout_ms_max = 600",
+        ["election_ms_max = 600", "command_timeout_ms_max = 600"],
+    ),
     ("[retention]", "[retention]\nevents_days = -1", ["retention.events_days = -1"]),
     ('name = "dc-a"', 'name = "dc-z"', ["dc-z"]),
     ("../topology.toml", "../nowhere.toml", ["nowhere.toml", "No such file"]),
     ("../certs/dc-a.key", "../certs/gone.key", ["tls.key", "gone.key"]),
     ("../keys/session.key", "../keys/token.pub", ["session_key", "32 bytes"]),
+    ("../keys/token.pub", "../keys/session.key", ["auth.token_public_key", "not a public key in PEM"]),
+    ("../keys/token.pub", "../certs/elliptic.pub", ["auth.token_public_key", "ECPublicKey", "Ed25519"]),
+    ("../certs/dc-a.crt", "../certs/dc-b.crt", ["tls", "dc-b.crt names ['dc-b']", "the member is 'dc-a'"]),
+    ("../certs/dc-a.key", "../certs/dc-b.key", ["tls", "dc-b.key is not the key of", "dc-a.crt"]),
+    ("../certs/ca.crt", "../certs/dc-b.crt", ["tls", "issued by 'CN=tiebreak", "dc-b.crt is 'CN=dc-b'"]),
+    ("../certs/dc-a.crt", "../keys/token.pub", ["tls"]),
     ("[auth]", "[auth", ["dc-a.toml"]),
 ]
 
@@ -51,7 +66,11 @@ BAD = [
 @pytest.fixture
 def folder(tmp_path: Path) -> ClusterFolder:
     create(tmp_path / "cluster", base_port=base_port())
-    return ClusterFolder(tmp_path / "cluster")
+    folder = ClusterFolder(tmp_path / "cluster")
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder.certs / "elliptic.pub").write_bytes(pem)
+    return folder
 
 
 @pytest.mark.parametrize(("what", "by", "words"), BAD)
