@@ -182,7 +182,7 @@ class Checks:
 
     def _newly_committed(self, member: Watched, index: int, term: int) -> None:
         if self.durable and index > 1:  # each member begins with the same first entry by itself
-            holders = [m.name for m in self.members.values() if m.disk.holds(index, term)]
+            holders = [m.name for m in self.members.values() if m.disk.record.joined and m.disk.holds(index, term)]
             if len(holders) < self.quorum:
                 raise Violation(
                     "durable_majority", f"{member.name} commits {index} of term {term}; on disk only at {holders}"
@@ -256,6 +256,8 @@ class Checks:
         match message:
             case Vote(term):
                 self._votes(member.name, term, target)
+                if not disk.record.joined:
+                    raise Violation("forgetful_vote", f"{member.name} votes in {term} on a disk that is not admitted")
                 on_disk = disk.vote
                 if on_disk.term < term or (on_disk.term == term and on_disk.voted_for != target):
                     raise Violation("durable_vote", f"{member.name} votes for {target} in {term}; on disk is {on_disk}")

@@ -7,7 +7,19 @@ cuts is another test's.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from cluster.consensus.journal import Change, Committed, CutFrom, Entry, Loaded, Put, StartAfter, TrimTo, Vote
+from cluster.consensus.journal import (
+    Change,
+    Committed,
+    CutFrom,
+    Entry,
+    Loaded,
+    PeerDisks,
+    Put,
+    StartAfter,
+    TrimTo,
+    Vote,
+)
+from cluster.consensus.journal import Disk as DiskRecord
 
 NO_OP = b"\1"
 
@@ -17,9 +29,11 @@ class DiskGap(Exception):
 
 
 class Disk:
-    """The durable image of a journal. first_index is the index of entries[0]."""
+    """The durable image of a journal. first_index is the index of entries[0]. record: which disk this is."""
 
-    def __init__(self) -> None:
+    def __init__(self, disk_id: str) -> None:
+        self.record = DiskRecord(disk_id, joined=False)
+        self.peer_disk_ids: dict[str, str] = {}
         self.entries: list[Entry] = []
         self.vote = Vote(0, None)
         self.commit_index = 0
@@ -57,6 +71,10 @@ class Disk:
                     self.vote = change
                 case Committed(index):
                     self.commit_index = index
+                case DiskRecord():
+                    self.record = change
+                case PeerDisks(disk_ids):
+                    self.peer_disk_ids = disk_ids
 
 
 class DiskStorage:
@@ -76,7 +94,7 @@ class DiskStorage:
             kept += 1
         tail = disk.entries[len(disk.entries) - kept :]
         first = disk.first_index if disk.entries else 0
-        return Loaded(first, disk.last_index, tail, disk.vote, disk.commit_index)
+        return Loaded(first, disk.last_index, tail, disk.vote, disk.commit_index, disk.record, dict(disk.peer_disk_ids))
 
     def read(self, first_index: int, count: int) -> list[Entry]:
         offset = first_index - self.disk.first_index
@@ -90,7 +108,7 @@ class DiskStorage:
         self.disk.put(changes)
 
     def used_bytes(self) -> int:
-        return sum(len(entry[0]) for entry in self.disk.entries)
+        return 100 * len(self.disk.entries)  # near enough, and asked for at every tick
 
     def close(self) -> None:
         pass

@@ -40,7 +40,11 @@ class Hardened:
             journal=journal,
             owner=member,
             settings=self._raft.RaftSettings(
-                timing=around.timing, batch_bytes=around.batch_bytes, trim_reserve=around.trim_reserve
+                timing=around.timing,
+                batch_bytes=around.batch_bytes,
+                trim_reserve=around.trim_reserve,
+                laggard_entries=around.laggard_entries,
+                laggard_ms=around.laggard_ms,
             ),
             applied_index=applied_index,
         )

@@ -40,6 +40,7 @@ KINDS = {
     "clock_jump": 3,
     "clock_rate": 3,
     "transfer": 8,
+    "wipe": 3,
 }
 
 LEADER = -1
@@ -141,6 +142,10 @@ class Nemesis:
             case "restart_storm":
                 for again in range(3 + fault.what % 4):
                     self.around.world.at(again * (20_000 + fault.what), self._storm, who[0])
+            case "wipe":
+                if who[0].wipe():
+                    self.around.counters["wiped"] += 1
+                self.around.world.at(max(1_000, fault.lasts_us), who[0].start)
             case "pause" | "pause_leader":
                 who[0].pause(until_us)
             case "slow_disk":

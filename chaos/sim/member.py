@@ -19,6 +19,7 @@ from chaos.sim.disk import Disk, DiskCommitter, DiskStorage
 from chaos.sim.network import Network
 from chaos.sim.world import World
 from cluster.consensus.clocks import ClockGuard
+from cluster.consensus.journal import Committed, StartAfter
 from cluster.consensus.messages import ReadAnswer, ReadAsk
 from cluster.topology import MemberRole, Timing
 from statemachine.codec import Envelope, decode_results, encode_batch
@@ -29,7 +30,15 @@ from statemachine.records import Applied
 from statemachine.results import AnyResult, Moved, Refused, Repeat
 
 GUARD_US = 500_000
-ENGINE_COUNTERS = ("truncations", "pre_votes", "stale_reply", "refused_disruption", "refused_no_voter")
+SNAPSHOT_US = 300_000
+ENGINE_COUNTERS = (
+    "truncations",
+    "pre_votes",
+    "stale_reply",
+    "refused_disruption",
+    "refused_no_voter",
+    "refused_admission",
+)
 EPOCH_US = 1_700_000_000_000_000
 
 # Words of an answer: (index, words as the model says them); None when the member refuses to take the command.
@@ -39,6 +48,15 @@ ReadAnswered = Callable[["tuple[int, int] | None"], None]
 
 class Forward(Struct, frozen=True):
     envelopes: list[Envelope]
+
+
+class SnapshotCopy(Struct, frozen=True):
+    """A leader's store after (index, index_term), all in one message: chunks and files are tested elsewhere."""
+
+    term: int
+    index: int
+    index_term: int
+    store: MemoryBacking
 
 
 class DiskWeather(Struct):
@@ -60,6 +78,7 @@ class Core(Protocol):
     stored_index: int
     barred: str | None
     transferring: bool
+    hold_index: int | None
     counters: Counter[str]
 
     @property
@@ -72,6 +91,8 @@ class Core(Protocol):
     def leader(self) -> str | None: ...
     @property
     def term(self) -> int: ...
+    @property
+    def stranded(self) -> list[str]: ...
     @property
     def commit_index(self) -> int: ...
     @property
@@ -112,6 +133,8 @@ class Surroundings(Struct):
     tick_us: int
     tail_bytes_max: int
     trim_reserve: int
+    laggard_entries: int
+    laggard_ms: int
     batch_bytes: int
     lazy_tick: int
 
@@ -130,7 +153,8 @@ class Member:
         self.weather = weather
         self.alive = False
         self.incarnation = 0
-        self.disk = Disk()
+        self.disks = 1
+        self.disk = Disk(f"{name}-1")
         self.store = MemoryBacking(keep_history=True)
         self.clock_base_us = chance.between(0, 10**9)
         self.clock_rate_ppm = 1_000_000
@@ -165,6 +189,7 @@ class Member:
         self._transfer_until_us = self._transfer_again_us = 0
         self._truncations = 0
         self._led = False
+        self._copying = False
         self._guard = ClockGuard(around.timing.clock_offset_ms_max)
         if around.engine.durable:
             self.backing = _copied(self.store)
@@ -192,6 +217,7 @@ class Member:
         around.world.at(GUARD_US, self._judge_clock, me)
         if self.role is MemberRole.replica and around.engine.durable:
             around.world.at(self.chance.between(1, self.weather.flush_every_us), self._flush, me)
+            around.world.at(self.chance.between(1, SNAPSHOT_US), self._help_stranded, me)
 
     def crash(self, why: str) -> None:
         """Power off. What was under way to the disk is there or not; what was not is lost."""
@@ -351,6 +377,8 @@ class Member:
         match message:
             case Forward(envelopes):
                 self._take(envelopes, forward=False)
+            case SnapshotCopy():
+                self._take_snapshot(source, message)
             case ReadAsk(ask):
                 self.core.read(lambda index: self._say_read(source, ask, index))
             case ReadAnswer(ask, index):
@@ -374,9 +402,6 @@ class Member:
 
     def wake(self) -> None:
         self._woken = True
-
-    def stranded(self, member: str) -> None:
-        self.around.counters["stranded"] += 1
 
     def deliver(self, index: int, payload: bytes) -> None:
         """Apply one committed batch, tell who waits for its commands."""
@@ -521,6 +546,66 @@ class Member:
         if self.alive:
             self.core.stored_index = max(self.core.stored_index, index)
             self.around.counters["flushes"] += 1
+
+    # -- snapshots and lost disks ----------------------------------------------------------------
+
+    def _help_stranded(self, incarnation: int) -> None:
+        """A leader copies its store for a replica that needs entries which are trimmed everywhere."""
+        if self._gone(incarnation) or self._postponed(self._help_stranded, incarnation):
+            return
+        world, core = self.around.world, self.core
+        world.at(SNAPSHOT_US, self._help_stranded, incarnation)
+        stranded = core.stranded if core.is_leader else []
+        index = self.store.meta.applied_index
+        if not stranded or self._copying or index < max(2, core.journal.first_index):
+            if not self._copying:
+                core.hold_index = None
+            return
+        self._copying = True
+        core.hold_index = index
+        copy = SnapshotCopy(core.term, index, core.journal.term_at(index), _copied(self.store))
+        world.at(self.chance.between(10_000, 1_000_000), self._copied, incarnation, self.chance.pick(stranded), copy)
+
+    def _copied(self, incarnation: int, target: str, copy: SnapshotCopy) -> None:
+        if self._gone(incarnation):
+            return
+        self._copying = False
+        if self.core.is_leader and self.core.term == copy.term:
+            self.around.counters["snapshots_sent"] += 1
+            self.around.network.send(self.name, target, copy)
+
+    def _take_snapshot(self, source: str, copy: SnapshotCopy) -> None:
+        """Believed only from the leader, and when the own log does not lead there. The process stops, then installs."""
+        core = self.core
+        if copy.term != core.term or source != core.leader or not self._needs(copy):
+            self.around.counters["snapshots_refused"] += 1
+            return
+        self.crash("snapshot")
+        disk = self.disk
+        decided = self.chance.happens(800)  # else the power failed before the wish was on disk
+        if decided and disk.commit_index < copy.index:
+            self.around.counters["snapshots_installed"] += 1
+            self.store = _copied(copy.store)
+            if not (disk.first_index <= copy.index and disk.holds(copy.index, copy.index_term)):
+                disk.put([StartAfter(copy.index, copy.index_term), Committed(copy.index)])
+        self.around.world.at(self.chance.between(20_000, 500_000), self.start)
+
+    def _needs(self, copy: SnapshotCopy) -> bool:
+        core, journal = self.core, self.core.journal
+        if copy.index <= max(core.commit_index, core.applied_index):
+            return False
+        return not journal.first_index <= copy.index <= journal.last_index
+
+    def wipe(self) -> bool:
+        """The disk is lost, and a new one is put in. Only while every other disk is one that counts."""
+        others = [member for member in self.around.members.values() if member is not self]
+        if not self.around.engine.durable or not all(member.disk.record.joined for member in [self, *others]):
+            return False
+        self.crash("wiped")
+        self.disks += 1
+        self.disk = Disk(f"{self.name}-{self.disks}")
+        self.store = MemoryBacking(keep_history=True)
+        return True
 
     # -- clients ---------------------------------------------------------------------------------
 

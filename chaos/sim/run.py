@@ -51,6 +51,8 @@ class Plan(Struct, frozen=True):
     tick_us: int
     tail_bytes_max: int
     trim_reserve: int
+    laggard_entries: int
+    laggard_ms: int
     batch_bytes: int
     lazy_tick: int
     faulty_us: int
@@ -122,6 +124,8 @@ def draw_plan(seed: int, shape: str | None = None) -> Plan:
         tick_us=times.heartbeat_ms * 250,
         tail_bytes_max=chance.pick((300, 3_000, 64 << 20)),
         trim_reserve=chance.pick((0, 0, 20, 10_000)),
+        laggard_entries=chance.pick((10, 100, 1_000_000)),
+        laggard_ms=chance.pick((2 * times.link_silent_ms_max, 3_600_000)),
         batch_bytes=chance.pick((250, 1_000, 1 << 20)),
         lazy_tick=chance.pick((0, 100, 400)),
         faulty_us=faulty_us,
@@ -161,6 +165,8 @@ class Run:
             tick_us=plan.tick_us,
             tail_bytes_max=plan.tail_bytes_max,
             trim_reserve=plan.trim_reserve,
+            laggard_entries=plan.laggard_entries,
+            laggard_ms=plan.laggard_ms,
             batch_bytes=plan.batch_bytes,
             lazy_tick=plan.lazy_tick,
         )

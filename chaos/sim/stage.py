@@ -46,6 +46,8 @@ class Stage:
             tick_us=10_000,
             tail_bytes_max=64 << 20,
             trim_reserve=10_000,
+            laggard_entries=1_000_000,
+            laggard_ms=3_600_000,
             batch_bytes=batch_bytes,
             lazy_tick=0,
             faulty_us=0,

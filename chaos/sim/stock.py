@@ -113,6 +113,8 @@ class StockCore(SyncObj):  # type: ignore[misc]
         self.stored_index = 0
         self.barred: str | None = None
         self.transferring = False
+        self.hold_index: int | None = None
+        self.stranded: list[str] = []
         conf = SyncObjConf(
             autoTick=False,
             dynamicMembershipChange=False,
