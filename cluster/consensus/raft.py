@@ -153,6 +153,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.hold_index: int | None = None  # a snapshot under way: the log after it must stay
         self._disks: dict[str, DiskIs] = {}
         self._clean: set[str] = set()
+        self._say_disk_again = NEVER
         self._nodes = {name: Node(name) for name in others}
         self._progress: dict[str, Progress] = {}
         self._sequence = 0
@@ -369,6 +370,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if was_leader and self._disk_stalls:
             log.error("%s steps down: a sync takes %.1f s", self.member, self.journal.sync_age)
             self.step_down()
+        if not self.voter and monotonic() >= self._say_disk_again:
+            self._say_disk_again = monotonic() + self.settings.timing.heartbeat_ms / 1000
+            for member in self.connected:
+                self._say_disk(member)
         self.doTick(0)
         self._transfer_election = False
         if self.is_leader:
@@ -776,13 +781,16 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if message.joined:
             if remembered != message.disk_id:
                 self.journal.remember_disk(member, message.disk_id)
-        elif remembered is not None and (before is None or before.disk_id != message.disk_id):
-            log.error(
-                "%s is back on new disk %s; %s, with which it voted, is lost: it counts again when it has caught up",
-                member,
-                message.disk_id,
-                remembered,
-            )
+        else:
+            if remembered is not None and (before is None or before.disk_id != message.disk_id):
+                log.error(
+                    "%s is back on new disk %s; its old one, %s, is lost: it counts again when it has caught up",
+                    member,
+                    message.disk_id,
+                    remembered,
+                )
+            if self.voter:
+                self._say_disk(member)  # it says so again and again, until it counts
         if message.clean:
             self._clean.add(member)
         if not self.voter and self._clean >= set(self.others):

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.consensus.journal import Disk as DiskIdentity
 from cluster.consensus.journal import PeerDisks
-from cluster.consensus.messages import Admit, Append, RequestVote, Vote
+from cluster.consensus.messages import Admit, Append, AppendReply, DiskIs, PreVote, PreVoteReply, RequestVote, Vote
 from cluster.consensus.raft import RaftSettings
 from cluster.consensus.storage import LmdbStorage
 from tests.cluster.engines import Cluster, run, until
@@ -62,6 +62,25 @@ def test_a_member_that_is_late_for_the_first_start_is_admitted(clock: Clock) -> 
     lab.run_until(lambda: lab["w"].raft.voter, within=1.0)
     lab.step()
     assert lab["w"].disk.identity == DiskIdentity("w-disk-0", joined=True)
+
+
+def test_nobody_is_told_of_a_joining_that_is_not_on_disk(clock: Clock) -> None:
+    lab = Lab(clock, "abw", witnesses="w", new_disks=True)
+    a = lab["a"]
+    a.auto_sync = False
+    lab.step()
+    assert a.raft.voter
+    a.raft.tick()
+    assert not a.disk.identity.joined
+    lab["b"].raft._disks.pop("a", None)
+    lab.step()
+    assert lab["b"].raft.disk_of("a") is None
+    a.auto_sync = True
+    lab.run(0.05)
+    assert a.disk.identity.joined
+    told = lab["b"].raft.disk_of("a")
+    assert told is not None
+    assert told.joined
 
 
 # -- a lost disk -----------------------------------------------------------------------------------
@@ -187,7 +206,34 @@ def test_a_wiped_member_is_not_counted_for_what_it_had_before(clock: Clock) -> N
     lab.net.run()
     progress = lab["a"].raft.progress("b")
     assert (progress.matched_index, progress.voter) == (0, False)
+    assert lab["a"].raft._SyncObj__raftMatchIndex[lab["a"].raft._nodes["b"]] == 0
     assert progress.barrier_index == lab["a"].journal.last_index, "an entry that is newer than the new disk"
+
+
+def test_a_wiped_member_grants_no_pre_vote(clock: Clock) -> None:
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab["a"].crash()
+    lab["b"].wipe()
+    lab["b"].start()
+    lab.run(1.0)
+    lab["b"].received("w", PreVote(9, 100, 100))
+    assert [m.granted for m in lab.net.queued("b", "w") if isinstance(m, PreVoteReply)] == [False]
+
+
+def test_admission_needs_every_entry_up_to_there(clock: Clock) -> None:
+    lab = new_lab(clock)
+    lab.elect("a")
+    lab["b"].wipe()
+    lab["b"].start()
+    lab["a"].received("b", DiskIs("b-disk-1", joined=False, clean=True))
+    lab.run(0.2)
+    leader, barrier_index = lab["a"].raft, lab["a"].raft.progress("b").barrier_index
+    assert leader.commit_index >= barrier_index == lab["a"].journal.last_index
+    for matched_index, admitted in ((barrier_index - 1, False), (barrier_index, True)):
+        lab.net.drop("a", "b")
+        lab["a"].received("b", AppendReply(leader.term, leader._sequence, matched_index, 0, 0, False))
+        assert (Admit(leader.term, "b-disk-1") in lab.net.queued("a", "b")) is admitted
 
 
 def test_admission_needs_an_entry_committed_by_others_after_the_disk_was_seen(clock: Clock) -> None:

@@ -6,6 +6,7 @@ The simulator with disks that lie and clocks that drift is another room's; this 
 import random
 
 import pytest
+from msgspec import structs
 
 from cluster.consensus.raft import RaftSettings
 from tests.cluster.lab import TIMING, Lab, virtual_time
@@ -14,12 +15,17 @@ SECONDS = 12.0
 
 
 class Run:
-    def __init__(self, seed: int, names: str, witnesses: str) -> None:
+    def __init__(self, seed: int, names: str, witnesses: str, *, wipes: bool = False) -> None:
+        """wipes: disks are lost, too, while a majority of them remembers; replicas that lag get snapshots."""
+        self.wipes = wipes
+        self.wiped = self.installed = 0
         self.seed = seed
         self.chance = random.Random(seed)
         with virtual_time(seed) as clock:
             settings = RaftSettings(timing=TIMING, trim_reserve=0, batch_bytes=100)
-            self.lab = Lab(clock, names, witnesses=witnesses, settings=settings)
+            if wipes:
+                settings = structs.replace(settings, laggard_entries=60)
+            self.lab = Lab(clock, names, witnesses=witnesses, settings=settings, new_disks=wipes)
             self.acked: set[bytes] = set()
             self.applied: dict[int, bytes] = {}
             self.reads = self.proposed = self.crashes = self.truncations = 0
@@ -48,6 +54,8 @@ class Run:
             self.store(chance.choice(lab.alive).name if lab.alive else None)
         for member in lab.alive:
             member.raft.tick()
+        if self.wipes and chance.random() < 0.05:
+            self.install()
         for pair in list(lab.net.queues):
             # Some of what is under way arrives now, in order; the rest later.
             if chance.random() < 0.7:
@@ -63,6 +71,35 @@ class Run:
             stored = self.chance.choice(self.lab[name].delivered)[0]
             self.stored[name] = max(self.stored.get(name, 0), stored)
             self.lab[name].raft.stored_index = self.stored[name]
+
+    def install(self) -> None:
+        """What the node does with a snapshot: the store is the leader's, the log goes on after its index."""
+        leader = self.lab.leader()
+        for name in leader.raft.stranded if leader else []:
+            assert leader is not None
+            index, member = leader.raft.stored_index, self.lab[name]
+            if index <= member.raft.commit_index or index < leader.journal.first_index:
+                continue
+            self.installed += 1
+            term = leader.journal.term_at(index)
+            member.crash()
+            disk = member.disk
+            if [entry[2] for entry in disk.entries if entry[1] == index] != [term]:
+                disk.entries = [(b"\1", index, term)]
+                disk.commit_index = index
+            self.stored[name] = index
+            self.restart(name)
+
+    def wipe(self) -> None:
+        """A disk is lost only while, with it, a majority still knows what it promised."""
+        members = list(self.lab.members.values())
+        name = self.chance.choice(members).name
+        unsure = {member.name for member in members if not member.disk.identity.joined} | {name}
+        if len(members) - len(unsure) >= len(members) // 2 + 1:
+            self.wiped += 1
+            self.lab[name].wipe()
+            self.stored[name] = 0
+            self.back_at[name] = self.lab.clock.now + self.chance.uniform(0.01, 0.8)
 
     def load(self) -> None:
         for member in self.lab.alive:
@@ -89,7 +126,9 @@ class Run:
         names = list(lab.members)
         kind = chance.random()
         leader = lab.leader()
-        if kind < 0.35:
+        if self.wipes and chance.random() < 0.2:
+            self.wipe()
+        elif kind < 0.35:
             group = [leader.name] if leader and chance.random() < 0.5 else chance.sample(names, chance.randint(1, 2))
             lab.net.part(group, [name for name in names if name not in group])
             self.heal_at = lab.clock.now + chance.uniform(0.1, 1.5)
@@ -160,3 +199,13 @@ def test_random_schedules(names: str, witnesses: str) -> None:
     assert sum(len(run.applied) for run in runs) > 1000
     assert sum(run.truncations for run in runs) > 0
     assert sum(member.journal.first_index > 1 for run in runs for member in run.lab.alive) > 0
+
+
+@pytest.mark.parametrize(("names", "witnesses"), [("abw", "w"), ("abcdw", "w")])
+def test_random_schedules_in_which_disks_are_lost(names: str, witnesses: str) -> None:
+    runs = [Run(seed, names, witnesses, wipes=True) for seed in range(200, 208)]
+    assert sum(run.wiped for run in runs) > 5
+    assert sum(run.installed for run in runs) > 2
+    assert sum(run.crashes for run in runs) > 5
+    assert sum(run.reads for run in runs) > 100
+    assert sum(len(run.applied) for run in runs) > 1000

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import uvloop
@@ -264,7 +265,8 @@ def damaged(chunk: SnapshotChunk) -> SnapshotChunk:
 
 
 def of_another(chunk: SnapshotChunk) -> SnapshotChunk:
-    return SnapshotChunk("f" * 32, chunk.file, chunk.offset, chunk.crc, chunk.data)
+    data = bytes(len(chunk.data))
+    return SnapshotChunk("f" * 32, chunk.file, chunk.offset, crc32(data), data)
 
 
 def at(chunk: SnapshotChunk, file: int, offset: int) -> SnapshotChunk:
@@ -290,6 +292,7 @@ def test_bad_chunks_cost_time_and_nothing_else(tmp_path: Path, change: Any, coun
         await road.arrived()
         if counter:
             assert road.receivers["b"].counters[counter] > 0
+        assert road.receivers["b"].counters["refused_file"] == 0, "found at once, not at the end"
         await road.stop()
 
     run(main)
