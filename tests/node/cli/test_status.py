@@ -51,6 +51,8 @@ ROWS = [
     ([A, replace(B, ready=False), T], SAME, False, "not ready"),
     ([A, replace(B, has_quorum=False), T], SAME, False, "no quorum"),
     ([A, replace(B, writes_stopped=True), T], SAME, False, "writes stopped"),
+    ([A, replace(B, rejoining=True), T], SAME, False, "rejoining"),
+    ([A, replace(B, refusal="the log is at its limit"), T], SAME, False, "no room"),
     ([replace(A, state="follower"), B, T], SAME, False, "no leader"),
     # A leader of an older term that does not know it yet is not the leader.
     ([replace(A, term=2), replace(B, state="leader"), T], SAME, True, "ok"),
