@@ -22,7 +22,7 @@ from cluster.consensus.journal import JournalRefused
 from cluster.consensus.messages import SnapshotOffer
 from cluster.consensus.settings import EngineSettings, Limits
 from cluster.topology import MemberRole
-from node import feed, install, openapi, stream
+from node import docs_page, feed, install, openapi, stream
 from node.answers import Answers
 from node.api import accounts, commands, markets, orders, status
 from node.auth import Authenticator
@@ -231,6 +231,7 @@ class App:
         stream.add_routes(app, self.node, views)
         feed.add_routes(app, self.node, views, self.node.catalogue)
         openapi.add_routes(app)
+        docs_page.add_routes(app)
 
     async def _listen(self, app: web.Application) -> None:
         member = self.config.member

@@ -1,6 +1,5 @@
-"""/openapi.json and /docs: what this node answers, made from the wire structs and one table of routes."""
+"""/openapi.json: what this node answers, made from the wire structs and one table of routes. /docs shows the same."""
 
-import html
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -10,6 +9,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from cluster import wire
+from node.openapi_words import MEANS
 
 VERSION = "1"
 _ROOT = "#/components/schemas/"
@@ -190,7 +190,7 @@ TABLE: tuple[Operation, ...] = (
 NOT_LISTED = frozenset({"/v1/stream", "/openapi.json", "/docs"})
 """Paths that OpenAPI can't describe, or that describe themselves."""
 
-_ERRORS = {
+ERRORS = {
     400: "Not the JSON or msgpack of this request, or no key.",
     401: "No token, or one that can't be believed.",
     403: "The role may never do this, or there is not enough money.",
@@ -224,19 +224,23 @@ def document() -> bytes:
         for kind in (operation.body, operation.answer):
             kinds += _structs(kind)
     _, components = msgspec.json.schema_components(
-        dict.fromkeys(kinds), ref_template=_ROOT + "{name}", schema_hook=_any
+        dict.fromkeys(kinds), ref_template=_ROOT + "{name}", schema_hook=any_json
     )
     for kind in kinds:
         if issubclass(kind, wire.Request):
             # Over HTTP the path says what to do: the tag of the stream may be left out.
             schema = components[kind.__name__]
             schema["required"] = [name for name in schema.get("required", []) if name != "do"]
+    for schema in components.values():
+        for name, field in schema.get("properties", {}).items():
+            # Beside a reference too: OpenAPI 3.1 allows it.
+            field.setdefault("description", MEANS[name])
     paths: dict[str, dict[str, Any]] = {}
     for operation in TABLE:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
     body = {
         "openapi": "3.1.0",
-        "info": {"title": "Tiebreak node", "version": VERSION, "description": _ABOUT},
+        "info": {"title": "Tiebreak node", "version": VERSION, "description": ABOUT},
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
@@ -247,7 +251,7 @@ def document() -> bytes:
     return msgspec.json.format(msgspec.json.encode(body), indent=1)
 
 
-def _any(kind: type) -> dict[str, Any]:
+def any_json(kind: type) -> dict[str, Any]:
     return {"description": "Any JSON."}
 
 
@@ -295,79 +299,19 @@ def _responses(operation: Operation) -> dict[str, Any]:
     if operation.answer is not None:
         done["content"] = {"application/json": {"schema": _schema(operation.answer)}}
     error = {"application/json": {"schema": {"$ref": _ROOT + "ErrorBody"}}}
-    expected = set(_ERRORS) if operation.roles else {408, 413, 415, 429, 431, 503}
-    answers = {str(status): {"description": _ERRORS[status], "content": error} for status in sorted(expected)}
+    expected = set(ERRORS) if operation.roles else {408, 413, 415, 429, 431, 503}
+    answers = {str(status): {"description": ERRORS[status], "content": error} for status in sorted(expected)}
     return {"200": done, **answers}
 
 
-_ABOUT = """Orders, accounts and history of a replicated order book. Amounts, prices and quantities are decimal
-strings; requests may give numbers. Times are RFC 3339 in UTC. Every command has a key and takes effect once. What is
-not listed here is the WebSocket /v1/stream: pipelined commands, private events, cancel on disconnect."""
-
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
-code,pre{font:14px/1.4 ui-monospace,monospace}details{border-top:1px solid #ddd;padding:.6rem 0}
-summary{cursor:pointer}summary code{font-weight:600}b{display:inline-block;width:4.5rem;text-transform:uppercase}
-table{border-collapse:collapse;margin:.5rem 0}td{border-top:1px solid #eee;padding:.25rem 1rem .25rem 0;
-vertical-align:top}.role{color:#666;float:right}@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}
-td,details{border-color:#333}}"""
-
-
-@cache
-def page() -> bytes:
-    """A readable page of the same; it fetches nothing from anywhere."""
-    schemas = msgspec.json.decode(document())["components"]["schemas"]
-    rows = "".join(_section(operation, schemas) for operation in TABLE)
-    errors = "".join(f"<tr><td>{status}</td><td>{html.escape(text)}</td></tr>" for status, text in _ERRORS.items())
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Tiebreak node</title>'
-        '<meta name="viewport" content="width=device-width"><style>'
-        f"{_STYLE}</style><h1>Tiebreak node</h1><p>{html.escape(_ABOUT)}</p>"
-        f'<p>For programs: <a href="openapi.json">openapi.json</a></p>{rows}<h2>Errors</h2>'
-        "<p>Each is <code>{code, error, message, request_id, field, definite}</code>.</p>"
-        f"<table>{errors}</table></html>"
-    ).encode()
-
-
-def _section(operation: Operation, schemas: dict[str, Any]) -> str:
-    lines = [(p.name, p.place + (", required" if p.required else ""), p.text) for p in operation.parameters]
-    if operation.body is not None:
-        schema = schemas[operation.body.__name__]
-        for name, field in schema.get("properties", {}).items():
-            if name != "do":
-                needed = "body, required" if name in schema.get("required", ()) else "body"
-                lines.append((name, needed, field.get("description", _kind(field))))
-    table = "".join(
-        f"<tr><td><code>{html.escape(a)}</code></td><td>{html.escape(b)}</td><td>{html.escape(c)}</td></tr>"
-        for a, b, c in lines
-    )
-    roles = ", ".join(operation.roles) or "anyone"
-    return (
-        f"<details><summary><b>{operation.method}</b><code>{html.escape(operation.path)}</code> "
-        f'{html.escape(operation.summary)}<span class="role">{roles}</span></summary><table>{table}</table></details>'
-    )
-
-
-def _kind(field: dict[str, Any]) -> str:
-    """A field's type in a word or two."""
-    if "enum" in field:
-        return " | ".join(map(str, field["enum"]))
-    if "anyOf" in field:
-        return " or ".join(dict.fromkeys(_kind(one) for one in field["anyOf"]))
-    if "$ref" in field:
-        return str(field["$ref"]).rsplit("/", 1)[-1]
-    return str(field.get("type", "any"))
+ABOUT = """Orders, accounts and history of a replicated order book. Amounts, prices and quantities are decimal
+strings; requests may give numbers. Times are RFC 3339 in UTC. Every command has a key and takes effect once."""
 
 
 async def _openapi(request: web.Request) -> web.Response:
     return web.Response(body=document(), content_type="application/json")
 
 
-async def _docs(request: web.Request) -> web.Response:
-    csp = "default-src 'none'; style-src 'unsafe-inline'"
-    return web.Response(body=page(), content_type="text/html", headers={"Content-Security-Policy": csp})
-
-
 def add_routes(app: web.Application) -> None:
-    """Serve /openapi.json and /docs, to anyone."""
+    """Serve /openapi.json, to anyone."""
     app.router.add_get("/openapi.json", _openapi)
-    app.router.add_get("/docs", _docs)

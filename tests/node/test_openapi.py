@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 from cluster import wire
 from node import openapi
+from node.openapi_words import MEANS
 from tests.node.solo import Solo, bearer, list_market, order, run
 
 DOCUMENT = msgspec.json.decode(openapi.document())
@@ -54,14 +55,24 @@ def test_references_resolve_and_names_are_of_the_wire() -> None:
     assert "do" not in DOCUMENT["components"]["schemas"]["PlaceOrder"].get("required", [])
 
 
+def test_every_field_is_explained_and_nothing_else() -> None:
+    schemas = DOCUMENT["components"]["schemas"].values()
+    fields = {name: field for schema in schemas for name, field in schema.get("properties", {}).items()}
+    assert [name for name, field in fields.items() if not field.get("description")] == []
+    assert set(MEANS) == set(fields)
+
+
 def test_the_page_fetches_nothing(tmp_path: Path) -> None:
     async def talk() -> None:
         async with Solo(tmp_path) as solo:
             async with solo.client.get("/docs") as response:
                 text = await response.text()
                 assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
-            assert not re.findall(r"(?:src|href)=[\"'](?!openapi\.json)[^\"']*", text)
-            assert "http" not in text.replace("httpapi", "")
+            assert not re.findall(r"(?:src|href)=[\"'](?!openapi\.json|#)[^\"']*", text)
+            assert "//" not in text
+            assert set(re.findall(r'href="#(\w+)"', text)) <= set(re.findall(r'id="(\w+)"', text))
+            for word in ("outcome_unknown", "insufficient_funds", "cancel_on_disconnect", "order_updates"):
+                assert word in text
             for operation in openapi.TABLE:
                 assert operation.path in text
             async with solo.client.get("/openapi.json") as response:
