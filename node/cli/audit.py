@@ -8,6 +8,7 @@ import typer
 
 from cluster.folder import ClusterFolder
 from cluster.launcher import Launcher
+from node.cli.cluster import complete_member
 from node.cli.main import EXIT_REFUSED
 from node.cli.output import out, print_fields, print_json, print_table
 from node.cli.session import DEFAULT_CLUSTER, CliError, Cluster, Json
@@ -19,7 +20,12 @@ inspect = typer.Typer(add_completion=False)
 
 @inspect.command("inspect")
 def run_inspect(
-    member: Annotated[str, typer.Argument(metavar="MEMBER", help="A member's name in --cluster, or its data folder.")],
+    member: Annotated[
+        str,
+        typer.Argument(
+            metavar="MEMBER", help="A member's name in --cluster, or its data folder.", autocompletion=complete_member
+        ),
+    ],
     as_json: Json = False,
     where: Cluster = DEFAULT_CLUSTER,
 ) -> None:

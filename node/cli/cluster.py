@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.folder import ClusterFolder, create
+from cluster.folder import ClusterFolder, FolderError, create
 from cluster.launcher import READY_TIMEOUT_MS, STOP_TIMEOUT_MS, Launcher, LaunchError
 from node.cli.output import err, print_json, print_table, say
 from node.cli.session import DEFAULT_CLUSTER, CliError, Cluster, Json, mint
@@ -27,7 +27,19 @@ class Shape(StrEnum):
     five = "2+2+1"
 
 
-Members = Annotated[list[str] | None, typer.Argument(metavar="MEMBER", help="Which ones; all when left out.")]
+def complete_member(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of members for the shell; none where there is no cluster to name them."""
+    try:
+        topology = ClusterFolder(Path(ctx.params.get("where") or DEFAULT_CLUSTER)).topology()
+    except FolderError:
+        return []
+    return [member.name for member in topology.members if member.name.startswith(incomplete)]
+
+
+Members = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MEMBER", help="Which ones; all when left out.", autocompletion=complete_member),
+]
 
 
 @cluster.callback()
@@ -148,7 +160,12 @@ def stop(
 
 @node.command("node")
 def run_node(
-    member: Annotated[str, typer.Argument(metavar="MEMBER", help="A member's file, or its name in --cluster.")],
+    member: Annotated[
+        str,
+        typer.Argument(
+            metavar="MEMBER", help="A member's file, or its name in --cluster.", autocompletion=complete_member
+        ),
+    ],
     where: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Run one member in the foreground; logs are JSON lines on stderr. SIGTERM or Ctrl-C ends it in order.

@@ -48,7 +48,8 @@ def test_a_whole_cluster_is_measured_from_another_process(tmp_path: Path) -> Non
     (report,) = json.loads(run(cli.app, arguments).stdout)
     figures = {figure["name"]: figure["value"] for figure in report["figures"]}
     assert 0 < figures["p50"] <= figures["p99"] <= figures["longest"]
-    assert figures["CPU of the load generator"] > 0
+    # Half a second is fifty ticks of the system's account of CPU time: on a busy machine it may give us none.
+    assert 0 <= figures["CPU of the load generator"] <= 200
     assert report["settings"]["members"] == 3
     assert not any((tmp_path / one).exists() for one in ("cluster-one", "data"))
 
