@@ -37,11 +37,20 @@ from statemachine.records import (
 from statemachine.results import AnyResult, Refused, Repeat
 from statemachine.rules import listing, money, orders, sessions, time
 from statemachine.state import State, empty_state, refused
-from statemachine.types import KEY_BUCKET_US, KEY_RETENTION_US, SENT_AHEAD_US_MAX
+from statemachine.types import (
+    CANCEL_KEYS_MIN,
+    CANCEL_KEYS_SHARE,
+    KEY_BUCKET_US,
+    KEY_RETENTION_US,
+    SENT_AHEAD_US_MAX,
+)
 
 DIGESTS_KEPT = 4_096
 ACCOUNTS_CACHED = 100_000
 """Accounts kept in memory when nothing of them is open."""
+
+CANCELS = (commands.CancelOrder, commands.CancelAccountOrders, commands.CloseSession)
+"""What an account may still say when all its keys are in use: whoever can't cancel can't get out of a market."""
 
 Rule = Callable[[State, Any], AnyResult]
 
@@ -181,8 +190,12 @@ class Machine:
                 if account.keys and account.keys[0][0] < bucket_min:
                     account.forget_keys(bucket_min)
                 if account.keys_live >= account.keys_max:
-                    results.append(refused(Code.key_quota_exceeded, account.keys_max, account.keys_live))
-                    continue
+                    keys_max = account.keys_max
+                    if isinstance(body, CANCELS):
+                        keys_max += max(CANCEL_KEYS_MIN, keys_max // CANCEL_KEYS_SHARE)
+                    if account.keys_live >= keys_max:
+                        results.append(refused(Code.key_quota_exceeded, keys_max, account.keys_live))
+                        continue
                 account.count_key(bucket)
                 if not account.dirty:
                     account.dirty = True

@@ -140,6 +140,9 @@ KEY_RETENTION_US = 24 * 3_600 * 1_000_000
 """How long a key is remembered; a command first sent longer ago is never executed."""
 KEY_BUCKET_US = 6 * 3_600 * 1_000_000
 """Keys live in buckets of this length, which are dropped whole."""
+CANCEL_KEYS_MIN = 1_000
+CANCEL_KEYS_SHARE = 10
+"""An account with all its keys in use can still cancel: one key more for so many, and at least so many more."""
 SENT_AHEAD_US_MAX = 600 * 1_000_000
 REFERENCE_AHEAD_US_MAX = 10 * 1_000_000
 CHUNK_ORDERS = 256

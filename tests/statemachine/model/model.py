@@ -83,6 +83,7 @@ class Bounds:
     chunk_sessions: int = 256
     key_retention_us: int = 24 * 3_600_000_000
     key_bucket_us: int = 6 * 3_600_000_000
+    cancel_keys_min: int = 1_000
     sent_ahead_us: int = 10 * 60_000_000
     observed_ahead_us: int = 10_000_000
     withdrawals_max: int = 1_000
@@ -254,7 +255,11 @@ class Model:
         counted = envelope.scope in self.accounts
         used = sum(1 for key in alive if key.scope == envelope.scope and key.counted)
         if counted and used >= self.accounts[envelope.scope]:
-            raise No(Code.key_quota_exceeded)
+            room = max(bounds.cancel_keys_min, self.accounts[envelope.scope] // 10)
+            cancels = isinstance(command, CancelOrder | CancelAccountOrders | CloseSession)
+            if not cancels or used >= self.accounts[envelope.scope] + room:
+                raise No(Code.key_quota_exceeded)
+            self.met("a cancel beyond the quota of keys")
         bucket = self.now // bounds.key_bucket_us
         self.keys.append(Key(envelope.scope, envelope.key, print_, self.index, ordinal, bucket, counted))
         self.key = envelope.key

@@ -192,6 +192,14 @@ MUTANTS = [
         "a restart sorts the book by id", "state.py", "key=lambda one: one.priority", "key=lambda one: one.order_id"
     ),
     Mutant("a holiday is a weekday", "calendar.py", "        if exception == day:", "        if False:"),
+    Mutant("any command uses the keys kept for cancels", "machine.py", "if isinstance(body, CANCELS):", "if True:"),
+    Mutant("no cancel beyond the quota of keys", "machine.py", "if isinstance(body, CANCELS):", "if False:"),
+    Mutant(
+        "cancels have keys without end",
+        "machine.py",
+        "            if account.keys_live >= keys_max:",
+        "            if False:",
+    ),
 ]
 
 

@@ -28,8 +28,15 @@ from tests.statemachine.model.model import Bounds, Log, Model, No, Order
 from tests.statemachine.model.replay import Replay
 from tests.statemachine.model.scenario import START_US, Shape, Writer, ahead_us
 
-BOUNDS = Bounds(steps_max=3, chunk=3, chunk_sessions=2, withdrawals_max=3, sessions_max=2)
-SHRUNK = {"STEPS_MAX": 3, "CHUNK_ORDERS": 3, "CHUNK_SESSIONS": 2, "WITHDRAWALS_OPEN_MAX": 3, "SESSIONS_OPEN_MAX": 2}
+BOUNDS = Bounds(steps_max=3, chunk=3, chunk_sessions=2, withdrawals_max=3, sessions_max=2, cancel_keys_min=3)
+SHRUNK = {
+    "STEPS_MAX": 3,
+    "CHUNK_ORDERS": 3,
+    "CHUNK_SESSIONS": 2,
+    "WITHDRAWALS_OPEN_MAX": 3,
+    "SESSIONS_OPEN_MAX": 2,
+    "CANCEL_KEYS_MIN": 3,
+}
 RESTART = range(1, 4)
 FLUSH = range(4, 9)
 

@@ -111,7 +111,9 @@ def listing(shape: Shape) -> list[Command]:
 
 
 def funding(shape: Shape) -> list[Command]:
-    opened: list[Command] = [OpenAccount(account, 40) for account in ACCOUNTS]
+    opened: list[Command] = [
+        OpenAccount(account, keys_max) for account, keys_max in zip(ACCOUNTS, (40, 40, 20), strict=True)
+    ]
     for account in ACCOUNTS:
         opened += [Deposit(account, "USD", shape.cash), Deposit(account, "AAA", 4 * shape.cash // 10)]
         opened.append(Deposit(account, "BBB", 30))
