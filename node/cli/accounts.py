@@ -188,12 +188,12 @@ async def show_ledger(
         print_json({"ledger": rows, "next_page_token": page.next_page_token, "index": page.index})
         return
     print_table(
-        ("row", "at", "asset", "amount", "balance", "reason", "reference", "index"),
+        ("row", "at", "asset", "amount", "balance", "reason", "of", "index"),
         [
             (row.row, short_time(row.at), row.asset, row.amount, row.balance, row.reason, row.reference, str(row.index))
             for row in rows
         ],
-        right=("row", "amount", "balance", "index"),
+        right=("row", "amount", "balance", "of", "index"),
         empty="nothing has moved yet",
     )
     if page.next_page_token:

@@ -119,9 +119,9 @@ async def list_instruments(session: Session, local: Local = False) -> None:
         print_json({"instruments": views})
         return
     print_table(
-        ("symbol", "base", "quote", "tick", "lot", "maker", "taker", "mode", "open", "reference"),
+        ("symbol", "base", "quote", "tick", "lot", "maker bps", "taker bps", "mode", "open", "reference"),
         [_row(view) for view in views],
-        right=("tick", "lot", "maker", "taker", "reference"),
+        right=("tick", "lot", "maker bps", "taker bps", "reference"),
         empty="no instruments yet; `tiebreak instrument add --help` shows how to add one",
     )
 
@@ -133,8 +133,8 @@ def _row(view: InstrumentView) -> tuple[str, ...]:
         view.quote,
         view.tick_size,
         view.lot_size,
-        f"{view.maker_bps} bps",
-        f"{view.taker_bps} bps",
+        str(view.maker_bps),
+        str(view.taker_bps),
         view.mode,
         "yes" if view.open else "no",
         view.reference_price or "",

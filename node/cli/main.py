@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -128,9 +128,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    cluster: Annotated[str, typer.Option(metavar="DIR", help="As behind the command: the cluster's folder.")] = "",
+    url: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="As behind the command: a node's address.")
+    ] = None,
+    token: Annotated[str, typer.Option(metavar="TOKEN", help="As behind the command: a bearer token.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="As behind the command: print data as JSON.")] = False,
 ) -> None:
-    pass
+    # By the environment they are defaults for every command, and what stands behind the command still wins.
+    given = {"CLUSTER": cluster, "URL": " ".join(url or ()), "TOKEN": token, "JSON": "1" if as_json else ""}
+    os.environ.update({f"TIEBREAK_{name}": value for name, value in given.items() if value})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -263,13 +263,17 @@ async def list_orders(
         print_json({"orders": page.items, "next_page_token": page.next_page_token, "index": page.index})
         return
     print_table(
-        ("id", "symbol", "side", "type", "price", "qty", "filled", "avg price", "status", "reason", "updated"),
+        ORDER_COLUMNS,
         [_row(view) for view in page.items],
-        right=("id", "price", "qty", "filled", "avg price"),
+        right=("id", "price", "qty", "filled"),
         empty=f"no {status.value if status is not ListStatus.all else ''} orders".replace("  ", " "),
     )
     if page.next_page_token:
         say(f"[dim]more: --page-token {page.next_page_token}[/]")
+
+
+ORDER_COLUMNS = ("id", "symbol", "side", "type", "price", "qty", "filled", "status", "reason", "updated")
+"""What fits into 80 characters; `order show` has the rest."""
 
 
 def _row(view: OrderView) -> tuple[str, ...]:
@@ -277,14 +281,13 @@ def _row(view: OrderView) -> tuple[str, ...]:
         view.id,
         view.symbol,
         view.side,
-        f"{view.type} {view.time_in_force}",
+        "market" if view.type == "market" else view.time_in_force,
         view.limit_price or "",
         view.qty or (f"for {view.notional}" if view.notional else ""),
         view.filled_qty,
-        view.filled_avg_price or "",
         view.status,
-        view.reason,
-        short_time(view.updated_at)[11:19],
+        view.reason.replace("_", " ") if view.reason != view.status else "",
+        short_time(view.updated_at)[11:],
     )
 
 
@@ -352,10 +355,10 @@ async def show_trades(
         return
     own = bool(account)
     print_table(
-        ("at", "id", "symbol", "price", "qty", "taker") + (("side", "as", "order", "fee") if own else ()),
+        ("at", "id", "symbol", "price", "qty") + (("side", "as", "order", "fee") if own else ("taker",)),
         [
-            (short_time(t.at), t.id, t.symbol, t.price, t.qty, t.taker_side)
-            + ((str(t.side), str(t.liquidity), str(t.order_id), str(t.fee)) if own else ())
+            (short_time(t.at), t.id, t.symbol, t.price, t.qty)
+            + ((str(t.side), str(t.liquidity), str(t.order_id), str(t.fee)) if own else (t.taker_side,))
             for t in page.items
         ],
         right=("id", "price", "qty", "order", "fee"),

@@ -50,21 +50,33 @@ def complain(text: str, hint: str = "") -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str = ""
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    title: str = "",
+    width: int | None = None,
 ) -> Table:
-    """A table for people. right: the columns that hold numbers. Cells are plain text, not markup."""
+    """A table for people. right: the columns that hold numbers. Cells are plain text, not markup.
+
+    A column that is empty in every row is left out. A cell may go on in the next line between words, never inside
+    one: print it with crop=False, since it may be wider than the terminal for that. width: the terminal's.
+    """
+    shown = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+    needs = [max(len(word) for row in (columns, *rows) for word in row[place].split()) for place in shown]
+    roomy = sum(needs) + 2 * len(needs) <= (out.width if width is None else width)
     made = Table(
         box=SIMPLE_HEAD,
         title=title or None,
         title_justify="left",
         title_style="bold",
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, 1 if roomy else 0, 0, 0),
     )
-    for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for place, need in zip(shown, needs, strict=True):
+        made.add_column(columns[place], justify="right" if columns[place] in right else "left", min_width=need)
     for row in rows:
-        made.add_row(*(escape(cell) for cell in row))
+        made.add_row(*(escape(row[place]) for place in shown))
     return made
 
 
@@ -79,7 +91,7 @@ def print_table(
     if not rows:
         say(f"[dim]{escape(empty)}[/]")
         return
-    out.print(table(columns, rows, right=right, title=title))
+    out.print(table(columns, rows, right=right, title=title), crop=False)
 
 
 def print_fields(pairs: Iterable[tuple[str, str | None]]) -> None:
@@ -91,5 +103,5 @@ def print_fields(pairs: Iterable[tuple[str, str | None]]) -> None:
 
 
 def short_time(stamp: str | None) -> str:
-    """`2026-01-05 10:00:00.123` of an RFC 3339 time; the zone is always UTC."""
-    return (stamp or "").replace("T", " ").removesuffix("Z").removesuffix("+00:00")[:23]
+    """`2026-01-05 10:00:00` of an RFC 3339 time, as one word; the zone is always UTC."""
+    return (stamp or "").replace("T", "\N{NO-BREAK SPACE}")[:19]

@@ -27,11 +27,24 @@ Cluster = Annotated[
     ),
 ]
 DEFAULT_CLUSTER = Path("tiebreak-cluster")
-Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.", rich_help_panel=PANEL)]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        envvar="TIEBREAK_JSON",
+        show_envvar=False,
+        help="Print data as JSON on stdout.",
+        rich_help_panel=PANEL,
+    ),
+]
 Urls = Annotated[
     list[str] | None,
     typer.Option(
-        "--url", metavar="URL", help="A node's address instead of the folder's; may be repeated.", rich_help_panel=PANEL
+        "--url",
+        envvar="TIEBREAK_URL",
+        metavar="URL",
+        help="A node's address instead of the folder's; may be repeated.",
+        rich_help_panel=PANEL,
     ),
 ]
 Token = Annotated[

@@ -21,9 +21,9 @@ status = typer.Typer(add_completion=False)
 
 LAG_MAX = 10_000
 """A replica that is further behind than this is told as lagging."""
-DIGEST_SHOWN = 12
+DIGEST_SHOWN = 8
 
-COLUMNS = ("member", "role", "state", "term", "commit", "applied", "stored", "lag", "digest", "health")
+COLUMNS = ("member", "state", "term", "commit", "applied", "stored", "lag", "digest", "health")
 NUMBERS = ("term", "commit", "applied", "stored", "lag")
 
 
@@ -66,7 +66,7 @@ async def show_status(
             if session.as_json:
                 print_json(report)
             else:
-                out.print(picture(report))
+                out.print(picture(report), crop=False)
             if not report.healthy:
                 raise typer.Exit(EXIT_REFUSED)
         elif session.as_json or not out.is_terminal:
@@ -75,7 +75,7 @@ async def show_status(
                 if session.as_json:
                     typer.echo(msgspec.json.encode(report).decode())
                 else:
-                    out.print(picture(report))
+                    out.print(picture(report), crop=False)
                 await asyncio.sleep(1)
         else:
             with Live(console=out, auto_refresh=False) as live:
@@ -167,12 +167,11 @@ def picture(report: Report) -> Group:
 def _cells(row: Row) -> tuple[str, ...]:
     view = row.view
     if view is None:
-        return (row.name, *[""] * 8, row.health)
+        return (row.name, *[""] * (len(COLUMNS) - 2), row.health)
     witness = view.role == "witness"
     return (
         row.name,
-        view.role,
-        view.state,
+        "witness" if witness and view.state == "follower" else view.state,
         str(view.term),
         str(view.commit_index),
         "" if witness else str(view.applied_index),

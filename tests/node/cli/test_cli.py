@@ -14,7 +14,7 @@ from typer.main import get_command as to_command
 
 from cluster.folder import ClusterFolder
 from node.cli import main as cli_main
-from tests.cluster.fake_node import free_port
+from tests.cluster.fake_node import TOKEN, free_port
 from tests.node.cli.support import fake_node, tiebreak
 
 Capture = pytest.CaptureFixture[str]
@@ -62,6 +62,24 @@ def test_every_command_has_help_with_an_example_and_json(leaf: tuple[str, ...], 
     assert ran.code == 0
     assert f"Example: tiebreak {' '.join(leaf)}" in ran.out
     assert "--json" in ran.out or leaf == ("node",)  # `node` becomes the member, whose output is its log
+
+
+def test_options_of_all_commands_may_stand_before_the_command(
+    tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CLUSTER", "URL", "TOKEN", "JSON"):
+        monkeypatch.setenv(f"TIEBREAK_{name}", "")  # so that it is put back
+    made = tiebreak(capfd, "--cluster", str(tmp_path / "a"), "--json", "cluster", "init", "--base-port", "21000")
+    assert json.loads(made.out)["folder"] == str(tmp_path / "a")
+    with fake_node() as node:
+        shown = tiebreak(capfd, "--url", node.url, "--token", TOKEN, "--json", "account", "show", "alice")
+        assert json.loads(shown.out)["id"] == "alice", shown.err
+    # What stands behind the command wins.
+    for name in ("URL", "TOKEN", "JSON"):
+        monkeypatch.setenv(f"TIEBREAK_{name}", "")
+    other = tiebreak(capfd, "--cluster", str(tmp_path / "a"), "status", "--cluster", str(tmp_path / "b"))
+    assert other.code == 1
+    assert str(tmp_path / "b") in "".join(other.err.split())
 
 
 def test_an_unknown_command_is_wrong_usage(capfd: Capture) -> None:

@@ -21,7 +21,7 @@ MARK = "@@@"
 # What differs from run to run, and what it is compared as. Each number counts as a number.
 DIFFERS = [
     (re.compile(r'"request_id":"\w+"'), '"request_id":ID'),
-    (re.compile(r"\b[0-9a-f]{12}\b"), "DIGEST"),
+    (re.compile(r"\b[0-9a-f]{8}\b"), "DIGEST"),
     (re.compile(r"\b(leader|follower)\b"), "STATE"),
     (re.compile(r"\d[\d.:,TZ-]*"), "N"),
     (re.compile(r"─+"), "─"),
