@@ -9,6 +9,8 @@ from datetime import UTC, date, datetime
 from hashlib import blake2b
 from typing import Any, NoReturn, Protocol
 
+import msgspec
+
 from cluster import wire
 from node.auth import Principal, Role
 from node.errors import Forbidden, InvalidField
@@ -79,7 +81,8 @@ class Keyed(Protocol):
 
 
 class Unseen(RuleRefused):
-    """Something named is not known here. This node may be behind: whoever gets this can catch up and try again."""
+    """This node may be behind: something named is not known here, or what is left out is to be filled in from a
+    state that another has changed. Whoever gets this can catch up and try again, and say so."""
 
 
 def time_us(given: str, field: str) -> int:
@@ -118,8 +121,13 @@ class Door:
             wire.SetReference: self._set_reference,
         }
 
-    def envelope(self, request: wire.AnyRequest, principal: Principal, *, header_key: str = "") -> Prepared:
-        """Raises NodeError: the request can't be taken; nothing was logged."""
+    def envelope(
+        self, request: wire.AnyRequest, principal: Principal, *, header_key: str = "", looked: bool = False
+    ) -> Prepared:
+        """looked: this node was brought up to date since the request came.
+
+        Raises NodeError: the request can't be taken; nothing was logged.
+        """
         key = request.key
         if header_key:
             if key and key != header_key:
@@ -130,7 +138,11 @@ class Door:
                 _differ("client_order_id", "the key" if not header_key else "the header Idempotency-Key")
             key = request.client_order_id
         _check_key(key)
-        return self._makers[type(request)](request, principal, key)
+        prepared = self._makers[type(request)](request, principal, key)
+        if not looked and isinstance(request, wire.ChangeInstrument) and _fills_in(request.limits):
+            # From an old state it would put another operator's limits back, without a word.
+            raise Unseen(Code.instrument_not_found, key=key)
+        return prepared
 
     def guard(self, action: wire.GuardOrders, principal: Principal) -> Prepared:
         """Open a cancel-on-disconnect session; its id is the key."""
@@ -498,6 +510,11 @@ def _limits(body: wire.LimitsBody, present: commands.Limits, market: Market) -> 
         present.collar_bps if body.collar_bps is None else body.collar_bps,
         present.reference_age_us_max if age_ms is None else age_ms * 1_000,
     )
+
+
+def _fills_in(body: wire.LimitsBody | None) -> bool:
+    """Some limits are left out, so that present ones stay."""
+    return body is not None and None in msgspec.structs.astuple(body)
 
 
 def _calendar(body: wire.CalendarBody) -> commands.Calendar:

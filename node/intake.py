@@ -22,7 +22,7 @@ class Intake:
     ) -> list[Prepared | NodeError]:
         """One outcome per request, in order: ready to be submitted, or the error that it ends with.
 
-        Waits only when something named is unknown here, and then for one linearizable read for all.
+        Waits only when something named is unknown here or left out, and then for one linearizable read for all.
         """
         envelope = self._door.envelope
         taken: list[Prepared | NodeError] = []
@@ -45,7 +45,7 @@ class Intake:
             return self._door.envelope(request, principal, header_key=header_key)
         except Unseen:
             await self._reads.linearizable()
-            return self._door.envelope(request, principal, header_key=header_key)
+            return self._door.envelope(request, principal, header_key=header_key, looked=True)
 
     async def _look_again(
         self,
@@ -55,6 +55,7 @@ class Intake:
         taken: list[Prepared | NodeError],
         unseen: list[int],
     ) -> None:
+        envelope = self._door.envelope
         behind: NodeError | None = None
         try:
             await self._reads.linearizable()
@@ -66,6 +67,6 @@ class Intake:
                 taken[position] = behind
                 continue
             try:
-                taken[position] = self._door.envelope(requests[position], principal, header_key=header_key)
+                taken[position] = envelope(requests[position], principal, header_key=header_key, looked=True)
             except NodeError as error:
                 taken[position] = error

@@ -267,7 +267,7 @@ class Connection:
         cancels = 0
         for place, request in zip(places, requests, strict=True):
             try:
-                one = envelope(request, principal)
+                one = envelope(request, principal, looked=looked and self._behind is None)
             except Unseen as error:
                 if not looked:
                     # This node may be behind. Nothing of the frame was submitted; the reader waits, so that

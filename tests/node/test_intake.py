@@ -12,6 +12,7 @@ from node.auth import Principal, Role
 from node.errors import InvalidField, NoQuorum
 from node.outcomes import RuleRefused
 from node.submit import Prepared
+from statemachine.codec import decode_command
 from tests.node.fakes import SoloEngine, make_config, running
 
 ALICE = Principal(subject="a", role=Role.trader, accounts=frozenset({"alice"}))
@@ -65,5 +66,47 @@ def test_the_newest_state_decides(tmp_path: Path) -> None:
             assert [type(one) for one in taken] == [Prepared, NoQuorum]
             with pytest.raises(NoQuorum):
                 await node.intake.one(order("g", "NONE"), ALICE)
+
+    asyncio.run(main())
+
+
+def test_limits_are_completed_from_the_newest_state(tmp_path: Path) -> None:
+    """Another operator's band, which this node has not applied yet, must not be put back by who changes something else."""
+
+    async def main() -> None:
+        engine = Behind()
+        async with running(make_config(tmp_path), engine) as caller:
+            node = caller.node
+            operator = Principal(subject="o", role=Role.operator, accounts=frozenset({"*"}))
+            await caller.list_market()
+            first = wire.ChangeInstrument(key="a", symbol="ACME-USD", limits=wire.LimitsBody(band_bps=700))
+            mine = wire.ChangeInstrument(key="b", symbol="ACME-USD", limits=wire.LimitsBody(open_orders_max=7))
+            prepared = await node.intake.one(first, operator)
+            engine.hold = True
+            others = node.submitter.start([prepared], timeout_ms=2_000)
+            await asyncio.sleep(0.05)
+            assert node.catalogue.limits("ACME-USD").band_bps != 700
+            taken = await node.intake.take([mine], operator)
+            assert isinstance(taken[0], Prepared)
+            command = decode_command(taken[0].envelope.body)
+            assert (command.limits.band_bps, command.limits.open_orders_max) == (700, 7)
+            await others
+            # Where the newest state is out of reach nothing is guessed; what names all limits needs none.
+            engine.refuse = EngineNoQuorum()
+            with pytest.raises(NoQuorum):
+                await node.intake.one(mine, operator)
+            assert [type(one) for one in await node.intake.take([mine], operator)] == [NoQuorum]
+            whole = wire.LimitsBody(
+                qty_min="1",
+                qty_max="9",
+                notional_min="1",
+                notional_max="9",
+                open_orders_max=5,
+                band_bps=0,
+                collar_bps=0,
+                reference_age_ms_max=1_000,
+            )
+            change = wire.ChangeInstrument(key="c", symbol="ACME-USD", limits=whole)
+            assert isinstance(await node.intake.one(change, operator), Prepared)
 
     asyncio.run(main())
