@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import shutil
 import signal
 import ssl
 import sys
@@ -126,6 +127,7 @@ class App:
         if not node.is_witness:
             install.finish(config.data_dir, cluster_id=config.topology.cluster_id, member=config.name)
             self._build_replica()
+        self._watch()
         web_app = self._web_app()
         applied_index = 0 if node.is_witness else node.machine.applied_index
         await node.engine.start(applied_index=applied_index)
@@ -198,9 +200,24 @@ class App:
                 free_bytes_min=config.limits.disk_free_bytes_min,
                 on_received=self._snapshot_received,
             )
-        self._watch()
+        self._watch_replica()
 
     def _watch(self) -> None:
+        """Metrics that every member has."""
+        node, metrics, guard = self.node, self.node.metrics, self._guard
+        metrics.watch_ready(lambda: node.ready)
+        metrics.watch_connections(lambda: len(guard.connections), kind="tcp", bound=guard.limits.connections_max)
+        metrics.watch_disk(lambda: shutil.disk_usage(self.config.data_dir).free)
+        metrics.watch_count(
+            lambda: guard.refused,
+            name="tiebreak_connections_refused",
+            text="Connections beyond a bound, of an address or in all",
+        )
+        metrics.watch_count(
+            lambda: guard.cut, name="tiebreak_connections_cut", text="Connections closed as idle or too slow"
+        )
+
+    def _watch_replica(self) -> None:
         node, limits = self.node, self.config.limits
         submitter, metrics = node.submitter, node.metrics
         metrics.watch(lambda: submitter.waiting, queue="waiting", bound=limits.waiting_max)
@@ -208,10 +225,14 @@ class App:
         metrics.watch(lambda: submitter.batcher.under_way, queue="pipeline", bound=limits.pipeline)
         metrics.watch(lambda: node.reads.waiting, queue="reads")
         metrics.watch(lambda: node.store.pending_bytes, queue="store_bytes")
-        metrics.watch_ready(lambda: node.ready)
-        metrics.watch_connections(
-            lambda: len(self._guard.connections), kind="tcp", bound=self._guard.limits.connections_max
-        )
+        for name, text, read in (
+            ("forwarded", "Commands sent to a leader, repeats not counted", lambda: submitter.forwarded),
+            ("taken_in", "Commands that other members forwarded to this leader", lambda: submitter.taken_in),
+            ("resent", "Commands sent again, with their keys", lambda: submitter.resent),
+            ("turned_away", "Commands that found no room or no node to take them", lambda: submitter.refused),
+            ("rate_limited", "Commands beyond the rate of their principal", lambda: node.limiter.refused),
+        ):
+            metrics.watch_count(read, name=f"tiebreak_commands_{name}", text=text)
 
     def _web_app(self) -> web.Application:
         node = self.node

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from cluster.consensus.engine import EngineStatus
 
@@ -33,7 +35,7 @@ class Metrics:
             collector(registry=registry)
         Gauge("tiebreak_member_info", "Always 1", ["member", "role"], registry=registry).labels(member, role).set(1)
         self.commands = Counter("tiebreak_commands", "Commands answered", ["entry", "answer"], registry=registry)
-        """entry: http, stream or peer. answer: done, refused, failed (definite) or unknown."""
+        """entry: http or stream. answer: done, refused, failed (definite) or unknown."""
         self.shed = Counter("tiebreak_shed", "Turned away before anything was logged", ["reason"], registry=registry)
         self.requests = Counter("tiebreak_http_requests", "HTTP requests", ["method", "status"], registry=registry)
         self.request_seconds = Histogram(
@@ -67,12 +69,22 @@ class Metrics:
         self._ready = Gauge("tiebreak_ready", "1 when this node takes traffic", registry=registry)
         self._queue = Gauge("tiebreak_queue_depth", "Commands or bytes that wait", ["queue"], registry=registry)
         self._queue_max = Gauge("tiebreak_queue_max", "Bound of a queue", ["queue"], registry=registry)
+        self._disk_free = Gauge("tiebreak_disk_free_bytes", "Free on the disk of the data folder", registry=registry)
+        self._counts = _Counts()
+        registry.register(self._counts)
 
     def watch(self, read: Callable[[], float], *, queue: str, bound: float = 0.0) -> None:
         """Read a queue's depth whenever metrics are asked for. bound: its capacity, 0 if it has none."""
         self._queue.labels(queue).set_function(read)
         if bound:
             self._queue_max.labels(queue).set(bound)
+
+    def watch_count(self, read: Callable[[], int], *, name: str, text: str) -> None:
+        """Read what someone else counts, since the start, whenever metrics are asked for."""
+        self._counts.read[name] = text, read
+
+    def watch_disk(self, read: Callable[[], float]) -> None:
+        self._disk_free.set_function(read)
 
     def watch_ready(self, read: Callable[[], bool]) -> None:
         self._ready.set_function(lambda: float(read()))
@@ -102,6 +114,7 @@ class Metrics:
         self._quorum.set(status.has_quorum)
         self._counted.set(status.voter)
         self._no_room.set(bool(status.refusal))
+        self._peer_lag.clear()  # only a leader knows, and what it knew when it led is no longer so
         for peer in status.peers:
             self._peer_up.labels(peer.name).set(peer.connected)
             self._peer_heard.labels(peer.name).set(peer.heard_ms_ago / 1000)
@@ -115,3 +128,14 @@ class Metrics:
         if status is not None:
             self.observe_engine(status)
         return generate_latest(self.registry)
+
+
+class _Counts(Collector):
+    """Counters that are kept elsewhere, as plain numbers."""
+
+    def __init__(self) -> None:
+        self.read: dict[str, tuple[str, Callable[[], int]]] = {}
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        for name, (text, read) in self.read.items():
+            yield CounterMetricFamily(name, text, value=read())

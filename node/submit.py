@@ -197,6 +197,10 @@ class Submitter:
         """Set: new commands are refused with it (not started, draining, disk low)."""
         self.refused = 0
         self.resent = 0
+        self.forwarded = 0
+        """Commands sent to a leader, repeats not counted."""
+        self.taken_in = 0
+        """Commands that other members forwarded to this leader, repeats included."""
         self._engine = engine
         self._answers = answers
         self._limits = limits
@@ -351,6 +355,7 @@ class Submitter:
             trace = frame.trace.traceparent if frame.trace is not None else ""
             message = Forward(frame.number, frame.attempt, trace, positions, [item.envelope for item in part])
             if self._engine.send(leader, FORWARD, _encode(message)):
+                self.forwarded += len(part) if frame.attempt == 1 else 0
                 for item in part:
                     item.state = SENT
                 continue
@@ -435,6 +440,7 @@ class Submitter:
             if not envelope.key and not isinstance(command, INTERNAL):
                 raise ValueError(f"a {type(command).__name__} of {member} without a key")
             guests.append(_Guest(envelope, member, forward.frame, forward.attempt, position))
+        self.taken_in += len(guests)
         status = self._status
         if status is None or status.role is not Role.leader:
             self._refuse_guests(guests, NoLeader.error)

@@ -35,7 +35,10 @@ def test_a_witness_tells_how_it_is_and_nothing_else(tmp_path: Path) -> None:
             await asyncio.sleep(0.25)
             assert (await caller.call("GET", "/readyz", key=""))[0] == 503
             async with caller.session.get(caller.url + "/metrics") as response:
-                assert b'role="witness"' in await response.read()
+                page = await response.text()
+            assert 'role="witness"' in page
+            assert "tiebreak_ready 1.0" in page
+            assert 'tiebreak_connections{kind="tcp"} 1.0' in page
 
     asyncio.run(main())
 

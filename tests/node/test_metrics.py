@@ -6,6 +6,7 @@ from pathlib import Path
 from cluster.consensus.engine import EngineStatus, PeerStatus, Role
 from node.metrics import Metrics
 from tests.node.solo import Solo, list_market, order, run
+from tests.node.test_submit import Bench, account
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -23,7 +24,10 @@ def test_indexes_role_and_lags_follow_the_engine() -> None:
     assert value(metrics, "tiebreak_peer_lag_entries", peer="tiebreaker") is None
     assert value(metrics, "tiebreak_peer_clock_offset_seconds", peer="dc-b") == 0.003
     assert (value(metrics, "tiebreak_raft_state", state="leader"), value(metrics, "tiebreak_raft_term")) == (1, 7)
-    metrics.render(EngineStatus("dc-a", Role.follower, "dc-b", 8, True, 1, 100, 99, 98, 95, 60, []))
+    peers = [PeerStatus("dc-b", True, 0, 0, 12)]
+    metrics.render(EngineStatus("dc-a", Role.follower, "dc-b", 8, True, 1, 100, 99, 98, 95, 60, peers))
+    # What it knew as a leader is no longer so.
+    assert value(metrics, "tiebreak_peer_lag_entries", peer="dc-b") is None
     assert (value(metrics, "tiebreak_raft_state", state="leader"), value(metrics, "tiebreak_raft_term")) == (0, 8)
     assert 'tiebreak_member_info{member="dc-a",role="replica"} 1.0' in page
 
@@ -66,9 +70,28 @@ def test_a_node_counts_what_it_answers(tmp_path: Path) -> None:
             async with solo.client.get("/metrics") as response:
                 text = await response.text()
             assert "tiebreak_ready 1.0" in text
+            assert "tiebreak_connections_refused_total 0.0" in text
+            assert (value(metrics, "tiebreak_disk_free_bytes") or 0) > 0
             assert "tiebreak_queue_depth" in text
             await client.close()
             await asyncio.sleep(0.05)
             assert value(metrics, "tiebreak_connections", kind="stream") == 0
 
     run(talk())
+
+
+def test_forwarded_commands_are_counted_on_both_sides() -> None:
+    async def main() -> None:
+        follower, leader = Bench(), Bench()
+        follower.follow("dc-b")
+        waits = follower.submitter.start([account(1), account(2)], timeout_ms=1_000)
+        for _, kind, body in follower.engine.sent:
+            leader.submitter.received("dc-a", kind, body)
+        await asyncio.sleep(0.01)
+        for payload in leader.engine.log:
+            follower.engine.commit(payload)
+        await waits
+        assert (follower.submitter.forwarded, follower.submitter.taken_in, follower.submitter.resent) == (2, 0, 0)
+        assert (leader.submitter.forwarded, leader.submitter.taken_in) == (0, 2)
+
+    asyncio.run(main())
