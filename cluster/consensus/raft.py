@@ -49,6 +49,7 @@ BATCH_BYTES = 1 << 20
 APPLY_SECONDS = 0.02
 HELD_MAX = 10_000
 NEVER = float("-inf")
+START_EMPTY = "they don't belong together; keep this folder aside, and with an empty one the member is brought up anew"
 
 
 class BrokenInvariant(BaseException):
@@ -206,9 +207,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             applied_index = self._SyncObj__raftCommitIndex
         first, last = self.journal.first_index, self.journal.last_index
         if applied_index > last:
-            raise JournalRefused(f"the store has applied {applied_index}, the journal ends at {last}")
+            raise JournalRefused(f"the store has applied {applied_index}, the journal ends at {last}: {START_EMPTY}")
         if applied_index < first - 1:
-            raise JournalRefused(f"the store has applied {applied_index}, the journal starts at {first}")
+            raise JournalRefused(f"the store has applied {applied_index}, the journal starts at {first}: {START_EMPTY}")
         self._SyncObj__raftLastApplied = max(applied_index, 1)
         # What was applied was committed, even where the commit index on disk is older.
         self._SyncObj__raftCommitIndex = max(self._SyncObj__raftCommitIndex, self._SyncObj__raftLastApplied)

@@ -37,6 +37,8 @@ ASKS_AHEAD = 4
 ASKS_MAX = 16
 OFFER_SECONDS = 1.0
 IDLE_SECONDS = 30.0
+COPY_SECONDS = 600.0
+ASKING_SECONDS = 5.0
 BACKOFF_SECONDS = 5.0
 ASK_AGAIN_SECONDS = 1.0
 LEFTOVER_SECONDS = 60.0
@@ -133,7 +135,7 @@ class SnapshotSender:
         self._index_term = 0
         self._taken: Taken | None = None
         self._member: str | None = None
-        self._asked_at = self._offered_at = float("-inf")
+        self._taken_at = self._asked_at = self._offered_at = float("-inf")
         self._send_at = 0.0
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -146,6 +148,8 @@ class SnapshotSender:
             if self._taken is not None and now - self._asked_at > IDLE_SECONDS:
                 self._drop()
             return
+        if self._taken is not None and now - self._taken_at > COPY_SECONDS and now - self._asked_at > ASKING_SECONDS:
+            self._drop()  # a replica that never finishes must not hold the log for ever
         if self._taken is None:
             if now >= self._take_after:
                 self._taking = self._loop.create_task(self._take())
@@ -168,9 +172,9 @@ class SnapshotSender:
         began = self._loop.time()
         try:
             self._taken = taken = await self._home.take(folder, self._pinned)
-            self._asked_at = self._loop.time()  # the time to live begins
+            self._taken_at = self._loop.time()
+            self._asked_at = self._taken_at - OFFER_SECONDS
             self._offered_at = float("-inf")
-            self._asked_at -= OFFER_SECONDS
             log.warning(
                 "snapshot %s at index %d: %d files, %d bytes, copied in %.2f s",
                 self._snapshot_id,

@@ -460,6 +460,23 @@ def test_a_copy_that_fails_is_tried_again(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_copy_does_not_hold_the_log_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that begins again and again, and never ends, gets a newer copy after a while."""
+    monkeypatch.setattr(snapshots, "COPY_SECONDS", 0.3)
+    monkeypatch.setattr(snapshots, "ASKING_SECONDS", 0.05)
+
+    async def main() -> None:
+        road = Road(tmp_path)
+        road.change = lambda message: [] if isinstance(message, SnapshotAsk) else [message]
+        await road.until(lambda: road.home.taken == 2)
+        assert road.held == [100, None, 100]
+        road.change = lambda message: [message]
+        await road.arrived()
+        await road.stop()
+
+    run(main)
+
+
 def test_a_copy_behind_the_log_is_not_offered(tmp_path: Path) -> None:
     """Trimming held for it was given up; a replica that installs it would be stranded again."""
 
