@@ -296,7 +296,10 @@ class App:
         status = self.node.engine.status()
         term_led = status.term if status.role is Role.leader else 0
         if term_led and term_led != self._term_led:
-            self.node.clock.set()
+            self.node.clock.set(
+                [peer.clock_offset_ms for peer in status.peers if peer.connected and peer.clock_offset_ms is not None],
+                ahead_ms_max=self.config.topology.timing.clock_offset_ms_max,
+            )
         self._term_led = term_led
         self.node.submitter.role_changed()
 

@@ -1,11 +1,11 @@
 """The clock that a leader stamps batches with: it goes by the wall clock, but never jumps while the member leads.
 
 Replicated time only goes forward, for ever: a day too far ends all day orders, sessions and keys at once, and no
-later entry can take it back. A wall clock that jumps is found by the clock guard, but only after some pings.
+later entry can take it back. A wall clock that jumps is found by the clock guard, but only at its next look.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from node.batcher import clock_us
 
@@ -27,10 +27,17 @@ class SteadyClock:
         self._now_us = 0
         self.set()
 
-    def set(self) -> None:
-        """Take the wall clock as it is. To be called when leadership begins, which the clock guard allowed."""
+    def set(self, offsets_ms: Iterable[int] = (), *, ahead_ms_max: int = 0) -> None:
+        """Take the wall clock, for a leadership that begins.
+
+        offsets_ms: other members' clocks minus the wall clock. Where it is further than ahead_ms_max ahead of all of
+        them, the latest of theirs is taken: the clock guard may have looked just before the wall clock was set.
+        """
         self._read_at_us = self._steady_us()
         self._now_us = self._wall_us()
+        latest_ms = max(offsets_ms, default=0)
+        if latest_ms < -ahead_ms_max:
+            self._now_us += latest_ms * 1_000
 
     def __call__(self) -> int:
         read_at_us = self._steady_us()

@@ -429,7 +429,7 @@ class HardenedEngine:
                     matched_index=progress.matched_index if progress else 0,
                     stored_index=progress.stored_index if progress else 0,
                     heard_ms_ago=self._links.heard_ms_ago(other.name),
-                    clock_offset_ms=self._links.peers[other.name].clock.offset_ms,
+                    clock_offset_ms=self._links.clock_offset_ms(other.name),
                     voter=progress.voter if progress else self._joined(other.name),
                     log_full=progress.full if progress else False,
                 )
@@ -554,9 +554,7 @@ class HardenedEngine:
 
     def _watch(self) -> None:
         self._timers[:1] = [self._loop.call_later(WATCH_SECONDS, self._watch)]
-        offsets = [
-            offset for name in self._raft.connected if (offset := self._links.peers[name].clock.offset_ms) is not None
-        ]
+        offsets = [offset for name in self._raft.connected if (offset := self._links.clock_offset_ms(name)) is not None]
         before, barred = self._guard.barred, self._guard.judge(offsets)
         if (barred is None) != (before is None):
             log.error("%s may %s lead: %s", self.member.name, "not" if barred else "again", barred or "clocks agree")

@@ -103,7 +103,7 @@ class ReadAnswer(Wire, frozen=True, tag=10):
 
 
 class Ping(Wire, frozen=True, tag=11):
-    """sent_us: the sender's wall clock; it comes back in the Pong."""
+    """sent_us: the sender's steady clock; it comes back in the Pong, which adds the other's wall clock."""
 
     sent_us: int
 

@@ -50,20 +50,30 @@ def wall_us() -> int:
     return time.time_ns() // 1000
 
 
+def steady_us() -> int:
+    """A clock that nobody sets; where it can, it goes on while the machine sleeps."""
+    return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) // 1000
+
+
 class ClockSamples:
-    """The offset of a peer's wall clock, from the quickest of the last few round trips."""
+    """The offset of a peer's wall clock, from the quickest of the last few round trips.
+
+    Kept against our steady clock, not our wall clock: when that is set, the offset to all peers is another at once,
+    while what was measured stays true.
+    """
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[int, int]] = deque(maxlen=CLOCK_SAMPLES)  # (round trip, offset), us
+        self._samples: deque[tuple[int, int]] = deque(maxlen=CLOCK_SAMPLES)  # (round trip, theirs - steady), us
 
     def add(self, sent_us: int, theirs_us: int, now_us: int) -> None:
+        """sent_us, now_us: our steady clock when we asked and when the answer came; theirs_us: their wall clock."""
         round_trip_us = now_us - sent_us
         if round_trip_us >= 0:
             self._samples.append((round_trip_us, theirs_us - sent_us - round_trip_us // 2))
 
-    @property
-    def offset_ms(self) -> int | None:
-        return round(min(self._samples)[1] / 1000) if self._samples else None
+    def offset_ms(self, *, wall_us: int, steady_us: int) -> int | None:
+        """Their wall clock minus ours, now."""
+        return round((min(self._samples)[1] + steady_us - wall_us) / 1000) if self._samples else None
 
 
 class Peer:
@@ -151,7 +161,7 @@ class Connection(asyncio.Protocol):
             case Ping(sent_us):
                 self.write(Pong(sent_us, links.clock_us()))
             case Pong(sent_us, received_us):
-                self.peer.clock.add(sent_us, received_us, links.clock_us())
+                self.peer.clock.add(sent_us, received_us, steady_us())
             case Hello():
                 self.refuse("refused_garbage", "a second hello")
                 return False
@@ -338,7 +348,7 @@ class Links:
         peer.incarnation = hello.incarnation
         peer.heard_at = time.monotonic()
         self.receiver.link_up(peer.name)
-        connection.write(Ping(self.clock_us()))
+        connection.write(Ping(steady_us()))
         connection.settled.set()
         return True
 
@@ -425,6 +435,10 @@ class Links:
         await connection.settled.wait()
         return connection.peer is not None
 
+    def clock_offset_ms(self, member: str) -> int | None:
+        """Its wall clock minus ours, now; None before the first answer."""
+        return self.peers[member].clock.offset_ms(wall_us=self.clock_us(), steady_us=steady_us())
+
     async def _watch(self) -> None:
         """Ping, and give up links that are silent: after a cut, TCP itself would wait for minutes."""
         timing = self._timing
@@ -437,7 +451,7 @@ class Links:
                 if since > timing.link_silent_ms_max / 1000:
                     connection.refuse("silent", f"silent for {since * 1000:.0f} ms")
                 elif peer is not None:
-                    connection.write(Ping(self.clock_us()))
+                    connection.write(Ping(steady_us()))
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
@@ -353,6 +354,32 @@ def test_a_member_with_a_wrong_clock_does_not_lead_and_says_so(
 
     run(main())
     assert "b1 may not lead: clock is 3600000 ms from the median" in caplog.text
+
+
+def test_a_leader_whose_clock_is_set_leads_no_more(tmp_path: Path) -> None:
+    """At the next look, not when enough new answers have come to outweigh those that were measured before."""
+
+    async def main() -> None:
+        cluster = Cluster(tmp_path)
+        set_us = {"a1": 0, "b1": 0}
+
+        def clock(name: str) -> Callable[[], int]:
+            return lambda: wall_us() + set_us[name]
+
+        cluster.clock_of = {name: clock(name) for name in set_us}
+        async with cluster:
+            engine = await cluster.leader()
+            leader = engine.member.name
+            await until(lambda: all(peer.clock_offset_ms is not None for peer in engine.status().peers))
+            engine._links.peers["t1"].clock.add = lambda *_: None  # type: ignore[method-assign]
+            set_us[leader] = 3_600_000_000
+            assert all(abs((peer.clock_offset_ms or 0) + 3_600_000) < 100 for peer in engine.status().peers)
+            await until(lambda: engine._guard.barred is not None)
+            await until(lambda: cluster.leader_or_none() not in (None, engine))
+            set_us[leader] = 0
+            await until(lambda: engine._guard.barred is None)
+
+    run(main())
 
 
 def test_a_delay_stands_for_the_distance_between_sites(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from cluster.consensus.messages import (
     encode,
 )
 from cluster.consensus.settings import EXIT_BROKEN_INVARIANT, FRAME_BYTES_MAX, EngineSettings
-from cluster.consensus.transport import ClockSamples
+from cluster.consensus.transport import CLOCK_SAMPLES, ClockSamples
 from tests.cluster.engines import Cluster, run, until
 
 
@@ -328,10 +328,24 @@ def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
 
 def test_the_quickest_round_trip_says_most_about_a_clock() -> None:
     samples = ClockSamples()
-    assert samples.offset_ms is None
+    assert samples.offset_ms(wall_us=1_100_000, steady_us=1_100_000) is None
     samples.add(1_000_000, 6_050_000, 1_100_000)  # 100 ms there and back
-    assert samples.offset_ms == 5000
+    assert samples.offset_ms(wall_us=1_100_000, steady_us=1_100_000) == 5000
     samples.add(2_000_000, 7_002_000, 2_002_000)  # 2 ms
-    assert samples.offset_ms == 5001
+    assert samples.offset_ms(wall_us=2_002_000, steady_us=2_002_000) == 5001
     samples.add(3_000_000, 9_000_000, 4_000_000)
-    assert samples.offset_ms == 5001
+    assert samples.offset_ms(wall_us=4_000_000, steady_us=4_000_000) == 5001
+
+
+@pytest.mark.parametrize("set_ms", [86_400_000, 700, -700])
+def test_a_wall_clock_that_is_set_shows_at_once(set_ms: int) -> None:
+    """No answer of another is needed: all that was measured before counts with the clock as it is now."""
+    samples = ClockSamples()
+    wall_us = 1_750_000_000_000_000
+    for second in range(CLOCK_SAMPLES):
+        sent_us = 5_000_000 + second * 1_000_000
+        samples.add(sent_us, wall_us + second * 1_000_000 + 500, sent_us + 1_000)
+    now_us = wall_us + CLOCK_SAMPLES * 1_000_000
+    steady_us = 5_000_000 + CLOCK_SAMPLES * 1_000_000
+    assert samples.offset_ms(wall_us=now_us, steady_us=steady_us) == 0
+    assert samples.offset_ms(wall_us=now_us + set_ms * 1_000, steady_us=steady_us) == -set_ms

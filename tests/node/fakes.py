@@ -44,6 +44,7 @@ class SoloEngine:
         self.term = 1
         self.has_quorum = True
         self.connected = True
+        self.offset_ms: int | None = None
         self.hold = False
         self.refuse: ConsensusError | None = None
         self.refuse_sends = False
@@ -103,7 +104,9 @@ class SoloEngine:
         return True
 
     def status(self) -> EngineStatus:
-        peers = [PeerStatus(name, self.connected, self.index, self.stored_index, 1) for name in self.others]
+        peers = [
+            PeerStatus(name, self.connected, self.index, self.stored_index, 1, self.offset_ms) for name in self.others
+        ]
         return EngineStatus(
             self.member,
             self.role,

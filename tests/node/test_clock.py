@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from cluster.consensus.engine import Role
 from node.clock import SteadyClock
 from tests.node.fakes import SoloEngine, make_config, running
@@ -60,6 +62,23 @@ def test_a_new_leadership_takes_the_wall_clock_as_it_is() -> None:
     assert clocks.clock() == clocks.wall_us
 
 
+@pytest.mark.parametrize(
+    ("offsets_ms", "ahead_ms"),
+    [
+        ([], 0),
+        ([-500, -499], 0),
+        ([-501, -5_000], 501),
+        ([-86_400_000], 86_400_000),
+        ([-86_400_000, 0], 0),
+        ([86_400_000], 0),
+    ],
+)
+def test_a_new_leadership_does_not_begin_far_ahead_of_all_others(offsets_ms: list[int], ahead_ms: int) -> None:
+    clocks = Clocks()
+    clocks.clock.set(offsets_ms, ahead_ms_max=500)
+    assert clocks.clock() == clocks.wall_us - ahead_ms * 1_000
+
+
 def test_a_leader_whose_clock_jumps_does_not_carry_replicated_time_away(tmp_path: Path) -> None:
     async def main() -> None:
         engine = SoloEngine()
@@ -75,5 +94,11 @@ def test_a_leader_whose_clock_jumps_does_not_carry_replicated_time_away(tmp_path
             engine.changed(role=Role.follower, leader="dc-b", term=2)
             engine.changed(role=Role.leader, leader="dc-a", term=3)
             assert caller.node.clock() == clocks.wall_us
+            # Or set while nobody looked, just before this term.
+            engine.changed(role=Role.follower, leader="dc-b", term=4)
+            clocks.wall_us += DAY_US
+            engine.offset_ms = -86_400_000
+            engine.changed(role=Role.leader, leader="dc-a", term=5)
+            assert caller.node.clock() == clocks.wall_us - DAY_US
 
     asyncio.run(main())

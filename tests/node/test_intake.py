@@ -13,6 +13,7 @@ from node.errors import InvalidField, NoQuorum
 from node.outcomes import RuleRefused
 from node.submit import Prepared
 from statemachine.codec import decode_command
+from statemachine.commands import SetLimits
 from tests.node.fakes import SoloEngine, make_config, running
 
 ALICE = Principal(subject="a", role=Role.trader, accounts=frozenset({"alice"}))
@@ -71,7 +72,7 @@ def test_the_newest_state_decides(tmp_path: Path) -> None:
 
 
 def test_limits_are_completed_from_the_newest_state(tmp_path: Path) -> None:
-    """Another operator's band, which this node has not applied yet, must not be put back by who changes something else."""
+    """Another operator's band, not applied here yet, must not be put back by who changes something else."""
 
     async def main() -> None:
         engine = Behind()
@@ -85,10 +86,13 @@ def test_limits_are_completed_from_the_newest_state(tmp_path: Path) -> None:
             engine.hold = True
             others = node.submitter.start([prepared], timeout_ms=2_000)
             await asyncio.sleep(0.05)
-            assert node.catalogue.limits("ACME-USD").band_bps != 700
+            present = node.catalogue.limits("ACME-USD")
+            assert present is not None
+            assert present.band_bps != 700
             taken = await node.intake.take([mine], operator)
             assert isinstance(taken[0], Prepared)
             command = decode_command(taken[0].envelope.body)
+            assert isinstance(command, SetLimits)
             assert (command.limits.band_bps, command.limits.open_orders_max) == (700, 7)
             await others
             # Where the newest state is out of reach nothing is guessed; what names all limits needs none.
