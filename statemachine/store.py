@@ -25,10 +25,12 @@ from statemachine.records import (
 )
 from statemachine.segments import Segment, SegmentEntry
 from statemachine.store_files import (
+    DATA_FILE,
     SEGMENTS_FOLDER,
     Failpoint,
     ForeignStore,
     OwnerLock,
+    StoreDamaged,
     StoreError,
     check_folder,
     fsync_folder,
@@ -40,7 +42,16 @@ from statemachine.store_pending import Generation
 from statemachine.store_pinned import PinnedState
 from statemachine.store_rows import Kind, day_of
 from statemachine.store_sealing import Prune, Pruned, Retention, Seal, remove_leftovers
-from statemachine.store_tables import IDENTITY_KEY, INFO, KEYS, RESULTS, Handle, Tables, open_environment
+from statemachine.store_tables import (
+    IDENTITY_KEY,
+    INFO,
+    KEYS,
+    RESULTS,
+    Handle,
+    Tables,
+    make_environment,
+    open_environment,
+)
 from statemachine.store_view import Identity, View, decode_account, decode_identity
 
 MAP_SIZE_BYTES = 64 << 30
@@ -100,9 +111,14 @@ class Store:
         make_folder(self.segments_path)
         self._lock = OwnerLock(path, f"cluster {cluster_id}, member {member}")
         try:
+            if not (path / DATA_FILE).exists():
+                make_environment(path)
             self._tables = Tables(open_environment(path, map_size_bytes))
             try:
                 self._start(Identity(RECORDS_VERSION, cluster_id, member))
+            except lmdb.Error as error:
+                self._tables.close()
+                raise StoreDamaged(f"{path}: {error}") from error
             except BaseException:
                 self._tables.close()
                 raise
@@ -114,8 +130,11 @@ class Store:
         self._check_identity(identity)
         self._tables.create_fixed(encode_record(identity))
         self._tables.open_all()
-        # The files themselves are new: their names must survive a power cut as their contents do.
+        # Whoever wrote what is here, a process that was killed or one that copied a backup, may not have synced it,
+        # nor its names; all of it counts as stored from now on.
+        self._tables.env.sync(True)
         fsync_folder(self.path)
+        fsync_folder(self.path.parent)
         self._view = View(self._tables, self.segments_path, self._generations)
         self.history = self._view.history
         remove_leftovers(self.segments_path, self._view.entries())

@@ -8,6 +8,8 @@ from pathlib import Path
 OWNER_FILE = "owner.lock"
 DATA_FILE = "data.mdb"
 SEGMENTS_FOLDER = "segments"
+ASIDE_FOLDER = "new"
+"""Where the environment of a new store is made."""
 
 Failpoint = Callable[[str], None]
 """Called with the name of each step of a commit; tests die there."""
@@ -113,7 +115,7 @@ def check_folder(folder: Path) -> None:
         raise ForeignStore(f"{folder} is not a folder")
     if not folder.is_dir() or (folder / DATA_FILE).exists():
         return
-    ours = {OWNER_FILE, SEGMENTS_FOLDER, "lock.mdb"}
+    ours = {OWNER_FILE, SEGMENTS_FOLDER, ASIDE_FOLDER, "lock.mdb"}
     others = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours)
     if others:
         raise ForeignStore(f"{folder} is no store, and not empty: it holds {', '.join(others[:5])}")

@@ -5,6 +5,7 @@ Tables: `info`, `segments`, `strays`, one per record type, and families numbered
 whole, which frees its pages at once; deleting its rows one by one would rewrite each of them.
 """
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import lmdb
 from lmdb.verify import VerifyError, verify
 
 from statemachine.records import TABLES
-from statemachine.store_files import StoreDamaged
+from statemachine.store_files import ASIDE_FOLDER, DATA_FILE, StoreDamaged
 from statemachine.store_rows import Kind
 
 Handle = lmdb._Database
@@ -24,6 +25,7 @@ else:
     Cursor = lmdb.Cursor
 
 TABLES_MAX = 512
+NEW_MAP_BYTES = 1 << 20
 INFO = "info"
 SEGMENTS = "segments"
 STRAYS = "strays"
@@ -36,6 +38,17 @@ FAMILIES = (KEYS, RESULTS, *(str(kind) for kind in Kind))
 META_KEY = b"meta"
 IDENTITY_KEY = b"identity"
 PRUNED_KEY = b"pruned."
+
+
+def make_environment(folder: Path) -> None:
+    """An empty environment. LMDB can't open a file that a power cut left half made: so it is made aside, and moved."""
+    aside = folder / ASIDE_FOLDER
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    with open_environment(aside, NEW_MAP_BYTES) as env:
+        env.sync(True)
+    (aside / DATA_FILE).rename(folder / DATA_FILE)
+    shutil.rmtree(aside)
 
 
 def open_environment(folder: Path, map_size_bytes: int) -> lmdb.Environment:

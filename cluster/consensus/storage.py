@@ -1,8 +1,10 @@
 """The log on disk: LMDB, one synced transaction per group, a checksum per record, one owner per folder."""
 
 import asyncio
+import errno
 import fcntl
 import os
+import shutil
 import struct
 import threading
 from collections.abc import Callable, Sequence
@@ -34,6 +36,7 @@ from cluster.consensus.library import NO_OP
 
 FORMAT_VERSION = 1
 LOCK_FILE = "owner.lock"
+DATA_FILE = "data.mdb"
 
 _key = struct.Struct(">Q")
 _head = struct.Struct(">QI")  # term, crc32 over key, term and command
@@ -53,16 +56,22 @@ class LmdbStorage:
     """
 
     def __init__(self, folder: Path, *, cluster_id: str, member: str, map_bytes: int = 64 << 30) -> None:
-        created = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._lock = _hold(folder / LOCK_FILE)
+        identity = Identity(FORMAT_VERSION, cluster_id, member)
         try:
+            if not (folder / DATA_FILE).exists():
+                _make(folder, identity, map_bytes)
             # sync and metasync: a commit returns only when data and meta page are on disk.
             self._env = lmdb.open(str(folder), map_size=map_bytes, max_dbs=2, sync=True, metasync=True, readahead=False)
             self._log = self._env.open_db(b"log")
             self._meta = self._env.open_db(b"meta")
-            self._identify(Identity(FORMAT_VERSION, cluster_id, member))
+            self._identify(identity)
+            # Whoever wrote what is here, a process that was killed or one that copied a backup, may not have
+            # synced it, nor the names of its folders. All of it counts as durable from now on.
+            self._env.sync(True)
+            _sync_folders(folder)
         except lmdb.Error as error:
             os.close(self._lock)
             raise JournalRefused(f"{folder}: {error}") from error
@@ -71,18 +80,12 @@ class LmdbStorage:
             os.close(self._lock)
             raise
         self._used_bytes = self._measure()
-        if created:
-            _sync_folder(folder)
-            _sync_folder(folder.parent)
 
     def _identify(self, mine: Identity) -> None:
         with self._env.begin() as transaction:
             raw = transaction.get(b"identity", db=self._meta)
         if raw is None:
-            with self._env.begin(write=True) as transaction:
-                transaction.put(b"identity", _sealed(msgspec.msgpack.encode(mine)), db=self._meta)
-                self._put(transaction, b"disk", Disk(uuid4().hex, joined=False))
-            return
+            raise JournalRefused(f"{self._folder}: an LMDB file that is no journal")
         try:
             found = msgspec.msgpack.decode(_opened(raw, "identity"), type=Identity)
         except msgspec.DecodeError as error:
@@ -147,7 +150,10 @@ class LmdbStorage:
         return found
 
     def _checked(self, key: bytes, value: memoryview) -> Entry:
-        index = int(_key.unpack(key)[0])
+        try:
+            index = int(_key.unpack(key)[0])
+        except struct.error as error:
+            raise JournalRefused(f"{self._folder}: {key.hex()} is no entry's index: the log is damaged") from error
         try:
             term, sum_ = _head.unpack_from(value)
         except struct.error as error:
@@ -253,12 +259,35 @@ def _hold(path: Path) -> int:
     return descriptor
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _make(folder: Path, identity: Identity, map_bytes: int) -> None:
+    """An empty journal. It is made aside and moved whole: LMDB can't open a file that a power cut left half made."""
+    aside = folder / "new"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    with lmdb.open(str(aside), map_size=map_bytes, max_dbs=2, sync=True, metasync=True) as env:
+        env.open_db(b"log")
+        meta = env.open_db(b"meta")
+        with env.begin(write=True, db=meta) as transaction:
+            transaction.put(b"identity", _sealed(msgspec.msgpack.encode(identity)))
+            transaction.put(b"disk", _sealed(msgspec.msgpack.encode(Disk(uuid4().hex, joined=False))))
+    (aside / DATA_FILE).rename(folder / DATA_FILE)
+    shutil.rmtree(aside)
+
+
+def _sync_folders(folder: Path) -> None:
+    """Make the names on the way to `folder`, and those in it, durable."""
+    for place in (folder, *folder.resolve().parents):
+        try:
+            descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        except PermissionError:
+            return  # not ours, so it and all above it were there before us
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # what no disk is behind
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def _sum(key: bytes, term: int, command: bytes) -> int:

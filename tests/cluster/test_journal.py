@@ -392,3 +392,36 @@ def test_the_committer_runs_groups_off_the_loop_in_order(tmp_path: Path) -> None
         return done
 
     assert asyncio.run(main()) == list(range(10))
+
+
+# -- what a power cut, a kill or a copy leaves; every such disk is built in tests/chaos/disk ----------
+
+
+def test_a_journal_that_died_while_it_was_made_is_new(tmp_path: Path) -> None:
+    folder = tmp_path / "j"
+    (folder / "new").mkdir(parents=True)
+    (folder / "new" / "data.mdb").write_bytes(b"half")
+    open_storage(folder).close()
+    assert not (folder / "new").exists()
+    # The neighbour that is refused: whatever is in the journal's place was not made by us.
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k" / "data.mdb").write_bytes(b"half")
+    with pytest.raises(JournalRefused):
+        open_storage(tmp_path / "k")
+
+
+def test_an_empty_database_in_the_journals_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "j").mkdir()
+    lmdb.open(str(tmp_path / "j"), max_dbs=2).close()
+    with pytest.raises(JournalRefused, match="no journal"):
+        open_storage(tmp_path / "j")
+
+
+def test_a_key_that_is_no_index_is_refused(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path / "j")
+    fill(journal, 3)
+    journal.close()
+    with lmdb.open(str(tmp_path / "j"), max_dbs=2) as env, env.begin(write=True) as transaction:
+        transaction.put(b"odd", b"value", db=env.open_db(b"log", transaction))
+    with pytest.raises(JournalRefused, match="the log is damaged"):
+        open_journal(tmp_path / "j")
