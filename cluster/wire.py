@@ -188,6 +188,8 @@ AnyRequest = (
 )
 
 COMMANDS_PER_FRAME_MAX = 500
+GUARD_TIMEOUT_MS_MIN = 1_000
+"""Each sign of life is a command in the log, and a quarter of a second is their shortest pace."""
 
 
 class Authenticate(Struct, frozen=True, forbid_unknown_fields=True, tag="authenticate", tag_field="action"):
@@ -217,10 +219,10 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True, tag="listen", tag_
 class GuardOrders(Struct, frozen=True, forbid_unknown_fields=True, tag="cancel_on_disconnect", tag_field="action"):
     """Open a session for an account, named by the key. Orders that name it die with the stream: at once when it
     closes, at the latest timeout_ms after its last sign of life. A node that drains leaves the client that time to
-    open the same session, with the same key, elsewhere."""
+    open the same session, with the same key, elsewhere. Below GUARD_TIMEOUT_MS_MIN it is refused."""
 
     account: Text
-    timeout_ms: Annotated[int, Meta(ge=100, le=86_400_000)]
+    timeout_ms: Annotated[int, Meta(ge=1, le=86_400_000)]
     key: Text
 
 

@@ -148,6 +148,12 @@ class Door:
         """Open a cancel-on-disconnect session; its id is the key."""
         _check_key(action.key)
         account = _trader_account(principal, action.account)
+        if action.timeout_ms < wire.GUARD_TIMEOUT_MS_MIN:
+            raise InvalidField(
+                f"timeout_ms is {action.timeout_ms}; it must be at least {wire.GUARD_TIMEOUT_MS_MIN}, or beats would "
+                "fill the log",
+                field="timeout_ms",
+            )
         command = commands.OpenSession(account, action.key, action.timeout_ms)
         return self._made(None, command, account, action.key, account=account)
 

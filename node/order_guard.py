@@ -8,19 +8,16 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from node.beats import Beats
 from node.submit import Outcome, Prepared
-from statemachine.commands import BeatSession, Command
 
 CLOSE_TIMEOUT_MS = 5_000
-BEATS_PER_TIMEOUT = 3
 
 
 class Submits(Protocol):
     def start(
         self, prepared: Sequence[Prepared], *, timeout_ms: int, traceparent: str = ""
     ) -> asyncio.Future[list[Outcome]]: ...
-
-    def tell(self, *commands: Command) -> None: ...
 
 
 class OrderGuard:
@@ -29,25 +26,26 @@ class OrderGuard:
     make_close(account, session, key): the command that closes a session.
     """
 
-    def __init__(self, submitter: Submits, make_close: Callable[[str, str, str], Prepared]) -> None:
+    def __init__(self, submitter: Submits, beats: Beats, make_close: Callable[[str, str, str], Prepared]) -> None:
         self.sessions: dict[tuple[str, str], int] = {}
         """(account, session) to its time-out in milliseconds."""
         self._submitter = submitter
         self._make_close = make_close
-        self._beats: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._beats = beats
 
     def opened(self, account: str, session: str, timeout_ms: int) -> None:
-        """The session stands in the replicated state: beat at a third of its time-out from now on."""
+        """The session stands in the replicated state: keep it alive from now on."""
         self.ended(account, session)
         self.sessions[account, session] = timeout_ms
-        self._beat(account, session)
+        self._beats.keep((account, session), timeout_ms)
 
     def ended(self, account: str, session: str) -> bool:
         """The session is gone from the replicated state. False: it was none of this stream's."""
-        beat = self._beats.pop((account, session), None)
-        if beat is not None:
-            beat.cancel()
-        return self.sessions.pop((account, session), None) is not None
+        timeout_ms = self.sessions.pop((account, session), None)
+        if timeout_ms is None:
+            return False
+        self._beats.drop((account, session), timeout_ms)
+        return True
 
     def leave(self) -> None:
         """The node leaves, not the client: stop the beats, so that the client has the time-out to come back
@@ -63,8 +61,3 @@ class OrderGuard:
         self.leave()
         if closes:
             self._submitter.start(closes, timeout_ms=CLOSE_TIMEOUT_MS)
-
-    def _beat(self, account: str, session: str) -> None:
-        self._submitter.tell(BeatSession(account, session))
-        pause_s = self.sessions[account, session] / 1000 / BEATS_PER_TIMEOUT
-        self._beats[account, session] = asyncio.get_running_loop().call_later(pause_s, self._beat, account, session)

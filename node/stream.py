@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from cluster import wire
 from node.auth import Principal, Role
+from node.beats import Beats
 from node.bodies import refused_body
 from node.channel import (
     CLOSE_MALFORMED,
@@ -137,7 +138,7 @@ class Connection:
         self.in_flight = 0
         self.opened_at_s = time.monotonic()
         self.format = MSGPACK if socket.ws_protocol == MSGPACK_PROTOCOL else JSON
-        self.guard = OrderGuard(hub.node.submitter, hub.node.door.unguard)
+        self.guard = OrderGuard(hub.node.submitter, hub.beats, hub.node.door.unguard)
         self.leaving = False
         self._live = False
         self._unseen: Callable[[], None] | None = None
@@ -513,6 +514,7 @@ class StreamHub:
     def __init__(self, node: Node, views: EventViews, *, applied_index: int, group: int = 0) -> None:
         self.node = node
         self.connections: set[Connection] = set()
+        self.beats = Beats(node.submitter)
         self.private = PrivateEvents(node.history, views, group=group, epoch=node.epoch, applied_index=applied_index)
         self.events_sent = node.metrics.events_sent.labels("stream")
         self.slow_consumers = node.metrics.slow_consumers.labels("stream")

@@ -292,6 +292,23 @@ def test_guarded_orders_die_with_the_connection(tmp_path: Path) -> None:
     run(talk())
 
 
+def test_a_session_that_would_beat_too_often_is_refused_and_the_stream_goes_on(tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with Solo(tmp_path) as solo:
+            await list_market(solo, "alice")
+            client = await solo.stream("trader", "alice")
+            guard = {"action": "cancel_on_disconnect", "account": "alice", "timeout_ms": 100, "key": "desk"}
+            for timeout_ms in (1, 100, 999):
+                await client.say({**guard, "timeout_ms": timeout_ms})
+                error = await client.hear("error")
+                assert (error["error"], error["field"]) == ("invalid_field", "timeout_ms")
+                assert f"timeout_ms is {timeout_ms}; it must be at least 1000" in error["message"]
+            await client.say({**guard, "timeout_ms": 1_000})
+            assert (await client.hear("cancel_on_disconnect"))["open"]
+
+    run(talk())
+
+
 def test_a_drained_stream_keeps_its_guarded_orders(tmp_path: Path) -> None:
     async def talk() -> None:
         async with Solo(tmp_path) as solo:
