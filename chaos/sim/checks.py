@@ -47,6 +47,8 @@ class Watched(Protocol):
     alive: bool
     disk: Disk
     core: Any
+    lost_disks: list[Disk]
+    must_hold: int
 
 
 class Shadow:
@@ -182,7 +184,7 @@ class Checks:
 
     def _newly_committed(self, member: Watched, index: int, term: int) -> None:
         if self.durable and index > 1:  # each member begins with the same first entry by itself
-            holders = [m.name for m in self.members.values() if m.disk.record.joined and m.disk.holds(index, term)]
+            holders = [m.name for m in self.members.values() if self._held_by(m, member, index, term)]
             if len(holders) < self.quorum:
                 raise Violation(
                     "durable_majority", f"{member.name} commits {index} of term {term}; on disk only at {holders}"
@@ -192,6 +194,16 @@ class Checks:
         for other in self.members.values():
             if other.alive and other.core.is_leader and other.core.term > member.core.term:
                 self._must_have(other, index, term)
+
+    @staticmethod
+    def _held_by(holder: Watched, committer: Watched, index: int, term: int) -> bool:
+        """On its disk; or on one that was lost since, as long as the committer could not know of that."""
+        if holder.disk.record.joined and holder.disk.holds(index, term):
+            return True
+        said = committer.core.disk_of(holder.name)
+        return said is not None and any(
+            disk.record.disk_id == said.disk_id and disk.holds(index, term) for disk in holder.lost_disks
+        )
 
     def _must_have(self, leader: Watched, index: int, term: int) -> None:
         journal = leader.core.journal
@@ -266,6 +278,13 @@ class Checks:
                 self._term_on_disk(member, message.term)
             case AppendReply():
                 self._term_on_disk(member, message.term)
+                if message.voter and not disk.record.joined:
+                    raise Violation("durable_join", f"{member.name} says that it counts; its disk says otherwise")
+                if message.voter and disk.last_index < member.must_hold:
+                    raise Violation(
+                        "admitted_too_early",
+                        f"{member.name} counts with {disk.last_index}; its lost disk may have had {member.must_hold}",
+                    )
                 if message.matched_index > disk.last_index:
                     raise Violation(
                         "durable_reply", f"{member.name} claims {message.matched_index}, has {disk.last_index} on disk"

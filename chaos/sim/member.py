@@ -92,6 +92,8 @@ class Core(Protocol):
     @property
     def term(self) -> int: ...
     @property
+    def voter(self) -> bool: ...
+    @property
     def stranded(self) -> list[str]: ...
     @property
     def commit_index(self) -> int: ...
@@ -108,6 +110,7 @@ class Core(Protocol):
     def transfer_to(self, member: str) -> None: ...
     def best_successor(self) -> str | None: ...
     def progress(self, member: str) -> Any: ...
+    def disk_of(self, member: str) -> Any: ...
 
 
 class Engine(Protocol):
@@ -155,6 +158,8 @@ class Member:
         self.incarnation = 0
         self.disks = 1
         self.disk = Disk(f"{name}-1")
+        self.lost_disks: list[Disk] = []
+        self.must_hold = 0  # what was committed when the disk was put in
         self.store = MemoryBacking(keep_history=True)
         self.clock_base_us = chance.between(0, 10**9)
         self.clock_rate_ppm = 1_000_000
@@ -603,6 +608,8 @@ class Member:
             return False
         self.crash("wiped")
         self.disks += 1
+        self.lost_disks.append(self.disk)
+        self.must_hold = len(self.around.checks.committed) - 1
         self.disk = Disk(f"{self.name}-{self.disks}")
         self.store = MemoryBacking(keep_history=True)
         return True

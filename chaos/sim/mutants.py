@@ -271,6 +271,37 @@ MUTANTS = [
         "            if self.caretaker:\n                self._hand_over_when_ready()",
         "            pass",
     ),
+    # -- lost disks and snapshots
+    Mutant(
+        "a member on a new disk votes at once",
+        "raft",
+        "return bool(self.journal.disk.joined)",
+        "return True",
+    ),
+    Mutant(
+        "a member on a new disk is admitted before it has caught up",
+        "raft",
+        "0 < progress.barrier_index <= min(self.commit_index, progress.matched_index)",
+        "0 < progress.barrier_index",
+    ),
+    Mutant(
+        "what a lost disk had matched still counts",
+        "raft",
+        "            self._SyncObj__raftMatchIndex[self._nodes[member]] = 0\n",
+        "",
+    ),
+    Mutant(
+        "acknowledgements of members that don't count are counted",
+        "raft",
+        "            if reply.voter:\n                self._SyncObj__raftMatchIndex",
+        "            if True:\n                self._SyncObj__raftMatchIndex",
+    ),
+    Mutant(
+        "an admitted member forgets that its lost disk may have voted",
+        "raft",
+        "        self._SyncObj__setCurrentTerm(self.term, member)\n        log.warning",
+        "        log.warning",
+    ),
     # -- reads
     Mutant(
         "reads without a majority",

@@ -252,6 +252,8 @@ class Run:
             core = member.core
             if core.journal.last_index != log.last_index or core.commit_index != commit:
                 return f"{member.name} has {core.journal.last_index}, committed {core.commit_index}, of {commit}"
+            if self.engine.durable and not member.disk.record.joined:
+                return f"{member.name} is not admitted on its new disk"
             if member.role is MemberRole.replica and core.applied_index != commit:
                 return f"{member.name} has applied {core.applied_index} of {commit}"
         return ""

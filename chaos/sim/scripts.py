@@ -451,3 +451,92 @@ def caretaker_hands_over(s: Stage) -> None:
     s.elect("t1")
     s.until(lambda: s.leads("a1") or s.leads("b1"), "a replica leads", within_ms=2 * ELECTION_MS)
     s.converge()
+
+
+@script("1+1+1")
+def acknowledged_by_a_lost_disk(s: Stage) -> None:
+    """b1 acknowledged, then lost its disk and said so; when the leader's own sync ends, b1 does not count."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 b1", "t1")
+    s.stall_disk("a1", 250)
+    (last,) = s.propose("a1")
+    s.until(lambda: s.on_disk("b1", last), "b1 has it")
+    s.wait(5)
+    s.must(s["b1"].wipe(), "b1 loses its disk")
+    s.restart("b1")
+    s.until(lambda: s["a1"].core.disk_of("b1").disk_id == "b1-2", "a1 knows of the new disk")
+    s.until(lambda: s.on_disk("a1", last), "a1 has it on disk")
+    s.wait(5)
+    s.must(not s.committed("a1", last), "committed with a lost disk")
+    s.stall_disk("a1", 0)
+    s.converge()
+
+
+@script("1+1+1")
+def vote_of_a_lost_disk(s: Stage) -> None:
+    """t1 voted for a1, lost its disk, and is admitted again: in that term its vote is given."""
+    s.elect("a1")
+    last = s.propose("a1", 3)[-1]
+    s.until(lambda: s.on_disk("t1", last), "t1 has it")
+    s.must(s["t1"].wipe(), "t1 loses its disk")
+    s.restart("t1")
+    s.until(lambda: s["t1"].disk.record.joined, "t1 is admitted")
+    s.wait(100)
+    s.inject("t1", "b1", RequestVote(s["a1"].core.term, last + 9, s["a1"].core.term, True))
+    s.wait(20)
+    s.converge()
+
+
+@script("1+1+1")
+def new_disk_counts_for_nothing(s: Stage) -> None:
+    """With b1 away, a new t1 can't make a majority with a1: it may have acknowledged what nobody else has."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1", "b1 t1")
+    s.wait(2_000)
+    last = s.propose("b1", 3)[-1] if s.leads("b1") else 0
+    s.must(last > 0, "b1 leads")
+    s.until(lambda: s.committed("b1", last), "committed with t1")
+    s.must(s["t1"].wipe(), "t1 loses its disk")
+    s.cut("a1 t1", "b1")
+    s.restart("t1")
+    s.wait(5 * ELECTION_MS)
+    s.must(not s.leads("a1") and not s.leads("t1"), "elected with a voter that forgot")
+    s.converge()
+
+
+@script("1+1+1")
+def joined_but_not_on_disk(s: Stage) -> None:
+    """t1 is admitted and says so; its power fails before that is on its disk. The same leader admits it again."""
+    s.elect("a1")
+    s.wait(100)
+    s.must(s["t1"].wipe(), "t1 loses its disk")
+    s.restart("t1")
+    s.until(lambda: s["t1"].disk.last_index > 1, "t1 catches up")
+    s.stall_disk("t1", 200)
+    s.until(lambda: s["t1"].core.voter, "t1 is told that it counts")
+    s.wait(20)
+    s.must(not s["t1"].disk.record.joined, "it is not on its disk yet")
+    s.crash("t1")
+    s.stall_disk("t1", 0)
+    s.restart("t1")
+    s.until(lambda: s["t1"].disk.record.joined, "t1 is admitted")
+    s.converge()
+
+
+@script("1+1+1")
+def witness_keeps_what_a_replica_lacks(s: Stage) -> None:
+    """One replica is away, the other stores all and dies: the witness has what the first one needs."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 t1", "b1")
+    last = s.propose("a1", 30)[-1]
+    s.until(lambda: s["a1"].core.stored_index >= last, "a1 has stored all")
+    s.propose("a1", 3)
+    s.wait(500)
+    s.crash("a1")
+    s.cut("b1 t1", "a1")
+    s.patient()
+    s.until(lambda: s.leads("b1") and s.committed("b1", last), "b1 leads with all", within_ms=6 * ELECTION_MS)
+    s.converge()

@@ -45,7 +45,7 @@ class Stage:
             load=Load(0, 2, 1_000, 0, 0, 1_000_000, (200, 300)),
             tick_us=10_000,
             tail_bytes_max=64 << 20,
-            trim_reserve=10_000,
+            trim_reserve=0,
             laggard_entries=1_000_000,
             laggard_ms=3_600_000,
             batch_bytes=batch_bytes,

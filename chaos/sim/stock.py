@@ -115,6 +115,7 @@ class StockCore(SyncObj):  # type: ignore[misc]
         self.transferring = False
         self.hold_index: int | None = None
         self.stranded: list[str] = []
+        self.voter = True
         conf = SyncObjConf(
             autoTick=False,
             dynamicMembershipChange=False,
@@ -195,6 +196,9 @@ class StockCore(SyncObj):  # type: ignore[misc]
     def best_successor(self) -> str | None:
         found = [(self._SyncObj__raftMatchIndex.get(node, 0), node.id) for node in self._SyncObj__connectedNodes]
         return max(found)[1] if found else None
+
+    def disk_of(self, member: str) -> Any:
+        return None
 
     def progress(self, member: str) -> Any:
         return StockProgress(self._SyncObj__raftMatchIndex.get(self.link.node(member), 0))

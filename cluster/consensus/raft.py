@@ -373,7 +373,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self.step_down()
         if not self.voter and monotonic() >= self._say_disk_again:
             self._say_disk_again = monotonic() + self.settings.timing.heartbeat_ms / 1000
-            for member in self.connected:
+            for member in sorted(self.connected):
                 self._say_disk(member)
         self.doTick(0)
         self._transfer_election = False
@@ -804,7 +804,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _join(self) -> None:
         self.journal.join()
-        for other in self.connected:
+        for other in sorted(self.connected):
             self._say_disk(other)
 
     def _meet_disk(self, member: str) -> None:

@@ -13,6 +13,8 @@ from chaos.sim.cli import app
 from chaos.sim.engines import Hardened
 from chaos.sim.run import Run, draw_plan
 
+SEEDS_MIN, SEEDS_MAX = 60, 200
+"""The gate's share; more only until everything that is required has happened."""
 DIGEST = "from chaos.sim.batch import one; print(one((11, 'hardened', None)).digest)"
 
 
@@ -31,8 +33,10 @@ def test_two_processes_with_one_seed_have_one_trace() -> None:
 
 def test_our_engine_keeps_every_promise_and_the_batch_counts() -> None:
     batch = Batch("hardened", 1, None)
-    for seed in range(1, 121):
+    for seed in range(1, SEEDS_MAX + 1):
         batch.add(one((seed, "hardened", None)))
+        if seed >= SEEDS_MIN and not batch.missing:
+            break
     assert [(outcome.seed, outcome.detail) for outcome in batch.broken] == []
     assert batch.missing == []
     assert batch.verdict == "pass"
