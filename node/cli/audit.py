@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from cluster.folder import ClusterFolder
 from cluster.launcher import Launcher
 from node.cli.cluster import complete_member
 from node.cli.main import EXIT_REFUSED
-from node.cli.output import out, print_fields, print_json, print_table
+from node.cli.output import err, out, print_fields, print_json, print_table
 from node.cli.session import DEFAULT_CLUSTER, CliError, Cluster, Json
 from statemachine.inspection import Inspection, inspect_store
 from statemachine.store_files import DATA_FILE
+
+if TYPE_CHECKING:
+    from node.replay import Replayed
 
 inspect = typer.Typer(add_completion=False)
 
@@ -26,27 +30,61 @@ def run_inspect(
             metavar="MEMBER", help="A member's name in --cluster, or its data folder.", autocompletion=complete_member
         ),
     ],
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Play its log again too: is the store what the log gives?")
+    ] = False,
+    base: Annotated[
+        str,
+        typer.Option(
+            metavar="MEMBER|FOLDER",
+            help="With --replay: the store to begin from, where the log no longer begins at its beginning.",
+            autocompletion=complete_member,
+        ),
+    ] = "",
     as_json: Json = False,
     where: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Audit what a stopped member has on disk: pages, segments, the ledger's chain, balances, holds, books.
 
-    Exit code 0: all holds. 1: an invariant is broken, or there is nothing that can be audited.
+    With --replay its log is played again, in a temporary folder, and compared with its store and with the digests
+    that all replicas reported: where two replicas disagree, that says who is wrong.
+
+    Exit code 0: all holds. 1: an invariant is broken, a digest differs, or there is nothing that can be audited.
 
     Example: tiebreak inspect dc-a
+
+    Example: tiebreak inspect dc-a --replay
     """
+    if base and not replay:
+        raise CliError("--base is where a replay begins: say --replay too")
     path = _store(member, where)
     try:
         found = inspect_store(path)
+        replayed = _replay(path, found, _store(base, where) if base else None) if replay and found.holds else None
+    except CliError:
+        raise
     except Exception as error:
         # Whatever a damaged disk makes the audit raise is a finding about that disk.
         raise CliError(f"{path}: {error}") from error
     if as_json:
-        print_json(found)
+        print_json({**msgspec.structs.asdict(found), "replay": replayed} if replay else found)
     else:
         show(found)
-    if not found.holds:
+        if replayed is not None:
+            show_replay(replayed)
+    if not found.holds or (replayed is not None and not replayed.holds):
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _replay(store: Path, found: Inspection, base: Path | None) -> "Replayed":
+    # The rules are loaded only when they are played.
+    from node.replay import ReplayRefused, replay  # noqa: PLC0415
+
+    with err.status("playing the log again"):
+        try:
+            return replay(store.parent, found, base=base)
+        except ReplayRefused as error:
+            raise CliError(str(error)) from error
 
 
 def _store(member: str, where: Path) -> Path:
@@ -97,6 +135,25 @@ def show(found: Inspection) -> None:
     out.print(f"[bold red]broken[/]: {len(found.findings)} findings")
     for finding in found.findings:
         out.print(f"  {finding}", markup=False)
+
+
+def show_replay(found: "Replayed") -> None:
+    """Who is right, for people."""
+    began = f"from index {found.from_index}" if found.from_index else "from nothing"
+    out.print(f"replayed {began} to index {found.to_index}", highlight=False)
+    if found.same:
+        out.print(f"[green]the store is what the log gives[/] at index {found.stored_index}")
+    else:
+        out.print(f"[bold red]the store is NOT what the log gives[/] at index {found.stored_index}")
+        if found.digest != found.stored_digest:
+            out.print(f"  digest {found.stored_digest}, by the log {found.digest}")
+        if not found.state_same:
+            out.print("  its records differ from those of the replay")
+    for one in found.reporters:
+        if one.differs_at:
+            out.print(f"[bold red]{one.member} was wrong[/] at index {one.differs_at}, right until {one.same_until}")
+        elif one.same_until:
+            out.print(f"{one.member} was right whenever it said its digest, last at index {one.same_until}")
 
 
 def _by_kind(figures: Mapping[str, float]) -> dict[str, float]:
