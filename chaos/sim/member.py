@@ -742,6 +742,9 @@ def _copied(store: MemoryBacking) -> MemoryBacking:
 
 
 def _short(message: Any) -> str:
+    """For the trace: nothing that differs between processes, as an address does."""
+    if isinstance(message, SnapshotCopy):
+        return f"SnapshotCopy({message.term}, {message.index}, {message.index_term})"
     fields = [
         len(value) if isinstance(value, list) else fold(value) if isinstance(value, bytes) else value
         for value in (getattr(message, name) for name in message.__struct_fields__)
