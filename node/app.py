@@ -60,6 +60,13 @@ EXIT_DIVERGED = 74
 EXIT_RESTART = 75
 DIVERGED_FILE = "diverged.txt"
 """In the data folder of a replica that found itself outside the majority; with it no member starts there."""
+WAY_BACK = (
+    "What is here is wrong, and evidence. The way back, while all other members are up and none rejoins: stop what "
+    "starts this member; move the whole folder {folder} aside and keep it; start the member. It is on a new disk "
+    "then: it gets log or snapshot from the others, and votes only when it has caught up. Take nothing out of the "
+    "old folder: its store is wrong, and its journal goes with no other"
+)
+"""What an operator does about a replica that diverged; {folder} is its data folder."""
 SHUTDOWN_TIMEOUT_S = 2.0
 """How long requests that still run may take once the listener is closed; draining has waited for them before."""
 FOR_EVER_DAYS = 1_000_000
@@ -314,7 +321,7 @@ class App:
 
     def _diverged(self, reason: str) -> None:
         """Leave, and stay away: started again by a supervisor, this member would answer from a wrong state."""
-        text = f"{reason}; the folder is kept as evidence: inspect it, and move this file away only to let it run"
+        text = f"{reason}. {WAY_BACK.format(folder=self.config.data_dir)}"
         evidence = self.config.data_dir / DIVERGED_FILE
         try:
             evidence.write_text(text + "\n", "utf-8")

@@ -129,10 +129,22 @@ class Driver:
                     self._tell_digest(command.digest_index, digest)
 
     def _disagreed(self, event: DigestDisagreed) -> None:
-        """Who differs from a majority leaves, with its state as evidence; without one, writes stop everywhere."""
-        log.critical("digests disagree", index=event.digest_index, members=event.members)
-        if self.config.name in event.members and not self._machine.writes_stopped:
-            self._on_diverged(f"the digest at index {event.digest_index} differs from the majority's")
+        """Who differs from a majority leaves, with its state as evidence; without one, writes stop everywhere.
+
+        What counts is what this replica has now, not what was reported in its name: once rebuilt it comes past the
+        word that its old self differed. Started behind that index it has no digest to compare; if it is wrong, the
+        next report, of an index that it applies itself, says so: a digest never agrees again once it differed.
+        """
+        index, machine = event.digest_index, self._machine
+        log.critical("digests disagree", index=index, members=event.members)
+        if self.config.name not in event.members or machine.writes_stopped:
+            return
+        mine = machine.digest_at(index)
+        agreed = [digest for member, digest in machine.digests_told(index).items() if member not in event.members]
+        if mine is None or mine in agreed:
+            log.warning("this was reported before this replica was rebuilt", index=index, compared=mine is not None)
+            return
+        self._on_diverged(f"the digest at index {index} differs from the majority's")
 
     # ---- time ----
 

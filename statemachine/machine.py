@@ -336,6 +336,10 @@ class Machine:
         kept, digest = self._digests[index % DIGESTS_KEPT]
         return digest if kept == index else None
 
+    def digests_told(self, index: int) -> dict[str, bytes]:
+        """The digests after an entry that members reported, as far as they are kept, by member."""
+        return {member: digest for at, member, digest in self._state.digest_reports if at == index}
+
     def due_at_us(self) -> int | None:
         """The earliest replicated time at which a TimeStep has work: 0 for now, None while nothing can be due."""
         return time.due_at_us(self._state)

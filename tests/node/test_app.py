@@ -7,7 +7,10 @@ import pytest
 
 from cluster.consensus.engine import Role
 from node.app import DIVERGED_FILE, EXIT_DIVERGED, App, Diverged
-from statemachine.events import DigestDisagreed
+from statemachine.codec import Envelope, encode_batch, encode_command
+from statemachine.commands import ReportDigest, TimeStep
+from statemachine.machine import Machine
+from statemachine.memory import MemoryBacking
 from statemachine.types import SYSTEM_ACCOUNTS
 from tests.node.fakes import SoloEngine, make_config, running
 
@@ -105,21 +108,40 @@ def test_a_replica_outside_the_majority_does_not_come_back_by_itself(tmp_path: P
 
     async def main() -> None:
         left: list[tuple[int, str]] = []
-        app = App(make_config(tmp_path), SoloEngine(), on_fatal=lambda code, reason: left.append((code, reason)))
+        engine = SoloEngine()
+        app = App(make_config(tmp_path), engine, on_fatal=lambda code, reason: left.append((code, reason)))
         await app.start()
-        driver = app._driver
-        assert driver is not None
-        driver._disagreed(DigestDisagreed(7, ("dc-a",)))
+        # A bit fell over in its memory.
+        machine, sound = app.node.machine, Machine(MemoryBacking())
+        machine._state.digest = b"w" * 32
+        for index in range(1, 8):
+            payload = encode_batch(1, [Envelope("", "", 0, encode_command(TimeStep()))])
+            engine.commit(payload)
+            sound.apply(index, payload)
+        for member, digest in (("dc-a", machine.digest), ("dc-b", sound.digest), ("dc-c", sound.digest)):
+            report = ReportDigest(member, 7, digest, 3)
+            engine.commit(encode_batch(1, [Envelope("", "", 0, encode_command(report))]))
         assert [code for code, _ in left] == [EXIT_DIVERGED]
         await app.stop()
         evidence = app.config.data_dir / DIVERGED_FILE
         assert "index 7" in evidence.read_text()
-        again = App(make_config(tmp_path), SoloEngine(), on_fatal=lambda code, reason: left.append((code, reason)))
-        with pytest.raises(Diverged, match="index 7"):
+        second = SoloEngine()
+        again = App(make_config(tmp_path), second, on_fatal=lambda code, reason: left.append((code, reason)))
+        with pytest.raises(Diverged, match="index 7") as refused:
             await again.start()
-        evidence.unlink()
+        # The way back is said where it is needed: all of the folder aside, none of it left.
+        folder = app.config.data_dir
+        assert f"move the whole folder {folder} aside" in str(refused.value)
+        assert "votes only when it has caught up" in str(refused.value)
+        aside = folder.rename(tmp_path / "evidence")
         await again.start()
+        # From the log's first entry on, past the word that its old self differed: it stays.
+        for payload in engine.log:
+            second.commit(payload)
+        assert again.node.machine.digest_at(7) == sound.digest
         await again.stop()
+        assert len(left) == 1
+        assert (aside / DIVERGED_FILE).exists()
 
     asyncio.run(main())
 

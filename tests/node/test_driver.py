@@ -14,6 +14,7 @@ from node.config import NodeLimits, NodeTiming, Retention
 from node.submit import FORWARD, Forward
 from statemachine.codec import Envelope, decode_batch, decode_command, encode_batch, encode_command
 from statemachine.commands import ReportDigest, TimeStep
+from statemachine.events import DigestDisagreed
 from statemachine.inspection import inspect_store
 from tests.node.fakes import Caller, SoloEngine, make_config, running
 
@@ -136,14 +137,49 @@ def test_a_replica_that_differs_from_the_majority_leaves(tmp_path: Path) -> None
         async with running(make_config(tmp_path, timing=FAST), engine) as caller:
             await caller.list_market()
             caller.app._on_fatal = lambda code, reason: ended.append((code, reason))
-            for odd in ("dc-c", "dc-a"):
-                index = caller.node.machine.applied_index
-                for member in sorted(("dc-a", "dc-b", "dc-c"), key=lambda name, odd=odd: name == odd):
-                    report = ReportDigest(member, index, bytes([member == odd]) * 32, 3)
-                    engine.commit(encode_batch(1, [Envelope("", "", 0, encode_command(report))]))
-                assert bool(ended) == (odd == "dc-a")
+            told(caller, engine, others=caller.node.machine.digest, odd="dc-c")
+            assert ended == []
+            told(caller, engine, others=b"x" * 32, odd="dc-a")
             assert ended[0][0] == 74
             assert not caller.node.machine.writes_stopped
+
+    asyncio.run(main())
+
+
+def told(caller: Caller, engine: SoloEngine, *, others: bytes, odd: str, index: int = 0) -> None:
+    """Three replicas report on `index` (the last one): two the digest of `others`, the odd one another."""
+    machine = caller.node.machine
+    index = index or machine.applied_index
+    digest = machine.digest_at(index)
+    for member in sorted(("dc-a", "dc-b", "dc-c"), key=lambda name: name == odd):
+        wrong = digest if digest is not None and digest != others else b"y" * 32
+        report = ReportDigest(member, index, wrong if member == odd else others, 3)
+        engine.commit(encode_batch(1, [Envelope("", "", 0, encode_command(report))]))
+
+
+def test_a_replica_that_was_rebuilt_does_not_leave_for_what_it_was(tmp_path: Path) -> None:
+    """The log goes on saying that it differed. What counts is what it has now."""
+
+    async def main() -> None:
+        engine = SoloEngine()
+        ended: list[tuple[int, str]] = []
+        async with running(make_config(tmp_path, timing=FAST), engine) as caller:
+            await caller.list_market()
+            caller.app._on_fatal = lambda code, reason: ended.append((code, reason))
+            machine = caller.node.machine
+            disagreed: list[DigestDisagreed] = []
+            caller.node.on_applied.append(
+                lambda applied: disagreed.extend(one for one in applied.events if type(one) is DigestDisagreed)
+            )
+            # Replayed from before: this is what the majority had, and its old self had not.
+            told(caller, engine, others=machine.digest, odd="dc-a")
+            # From a snapshot behind it: no digest of that index is known here; the next report will tell.
+            told(caller, engine, others=b"x" * 32, odd="dc-a", index=machine.applied_index + 1_000)
+            assert [one.members for one in disagreed] == [("dc-a",)] * 2
+            assert ended == []
+            # Still wrong: it leaves again.
+            told(caller, engine, others=b"x" * 32, odd="dc-a", index=machine.applied_index)
+            assert [code for code, _ in ended] == [74]
 
     asyncio.run(main())
 

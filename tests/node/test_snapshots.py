@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.launcher import run_down
+from node.app import DIVERGED_FILE
 from tests.node.test_cluster import BUY, SELL, Group
 
 LOW = """
@@ -80,7 +80,10 @@ def test_a_replica_comes_back_by_a_snapshot_while_writes_go_on(group: Group, wip
         assert kept <= there_index, "the witness keeps what dc-b lacks"
 
         if wiped:
-            shutil.rmtree(group.folder.root / "data" / "dc-b")
+            # As an operator does with one that diverged: all of it aside, as evidence.
+            data = group.folder.root / "data" / "dc-b"
+            (data / DIVERGED_FILE).write_text("the digest at index 7 differs from the majority's\n", "utf-8")
+            data.rename(group.folder.root / "dc-b.diverged")
         writing = True
 
         async def write_on() -> int:
