@@ -111,6 +111,7 @@ def show(
 def hunt_mutants(
     names: Annotated[list[str] | None, typer.Argument(help="Parts of names; all without.")] = None,
     seeds: Annotated[int | None, typer.Option(min=0, help="Seeds for each, instead of its own budget.")] = None,
+    seeds_only: Annotated[bool, typer.Option("--seeds-only", help="Without the scripts.")] = False,
     as_json: Json = False,
 ) -> None:
     """Put known faults into copies of the engine, one at a time; scripts and seeds must notice each.
@@ -128,7 +129,7 @@ def hunt_mutants(
         task = progress.add_task("mutants", total=len(chosen), said="")
         for mutant in chosen:
             progress.update(task, said=mutant.name)
-            killed = results[mutant.name] = mutants.hunt(mutant, seeds=seeds)
+            killed = results[mutant.name] = mutants.hunt(mutant, seeds=seeds, scripts=not seeds_only)
             progress.advance(task)
             if killed is None:
                 table.add_row(mutant.name, "[bold red]SURVIVED[/]", str(seeds or mutant.budget), "", "")

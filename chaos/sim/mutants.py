@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable
 from types import ModuleType
 
 from msgspec import Struct
@@ -351,18 +350,16 @@ def _copy(original: ModuleType, source: str) -> ModuleType:
     return copy
 
 
-def hunt(mutant: Mutant, *, seeds: int | None = None, step: Callable[[], None] | None = None) -> Killed | None:
-    """The scripts first, then seeds, until something is noticed; None when it survives."""
+def hunt(mutant: Mutant, *, seeds: int | None = None, scripts: bool = True) -> Killed | None:
+    """The scripts first, if wished, then seeds, until something is noticed; None when it survives."""
     logging.disable(logging.CRITICAL)
     began = time.process_time()
     engine = mutated(mutant)
-    for name in SCRIPTS:
+    for name in SCRIPTS if scripts else ():
         broken = play(name, engine)
         if broken:
             return Killed(mutant.name, name, 0, broken.split(":")[0], time.process_time() - began)
     for seed in range(1, (seeds if seeds is not None else mutant.budget) + 1):
-        if step is not None:
-            step()
         outcome = Run(draw_plan(seed), engine).play()
         if outcome.broken:
             return Killed(mutant.name, "", seed, outcome.broken, time.process_time() - began)

@@ -1,0 +1,77 @@
+"""`tiebreak sim`: what each command prints, and the codes it leaves with."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from chaos.sim import batch
+from chaos.sim.batch import Batch
+from chaos.sim.cli import app
+from chaos.sim.engines import engine_named
+from chaos.sim.run import Outcome, draw_plan, shrink
+
+run = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def stock_fails() -> int:
+    """The first seed with which the library as published breaks a promise."""
+    return next(seed for seed in range(1, 101) if batch.one((seed, "stock", None)).broken)
+
+
+def test_show_prints_a_run_and_repeats_a_part_of_its_faults() -> None:
+    whole = run(app, ["show", "3"])
+    assert whole.exit_code == 0
+    assert " fault " in whole.stdout
+    assert "fault" not in run(app, ["show", "3", "--only", ""]).stdout
+    outcome = msgspec.json.decode(run(app, ["show", "3", "--json"]).stdout, type=Outcome)
+    assert (outcome.seed, outcome.broken) == (3, "")
+
+
+def test_stock_is_explained_shrunk_and_written_down(stock_fails: int, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    words = ["run", "--engine", "stock", "--seed", str(stock_fails), "--seeds", "1", "--ledger", str(ledger)]
+    ran = run(app, [*words, "--json"])
+    assert ran.exit_code == 1
+    entry = msgspec.json.decode(ran.stdout, type=batch.Entry)
+    assert (entry.verdict, entry.broken_seeds, entry.engine) == ("fail", [stock_fails], "stock")
+    assert f"tiebreak sim show {stock_fails} --engine stock" in ran.stderr
+    assert "faults are enough" in ran.stderr
+    assert batch.read(ledger) == [entry]
+    shown = run(app, ["ledger", "--ledger", str(ledger)])
+    assert shown.exit_code == 0
+    assert "stock" in shown.stdout
+
+
+def test_a_shrunk_plan_fails_alike_with_fewer_faults(stock_fails: int) -> None:
+    plan, engine = draw_plan(stock_fails), engine_named("stock")
+    broken = batch.one((stock_fails, "stock", None)).broken
+    fewer = shrink(plan, engine, broken, tries=30)
+    assert len(fewer.faults) < len(plan.faults)
+
+
+def test_mutants_and_scripts_say_what_they_noticed() -> None:
+    ran = run(app, ["mutants", "acknowledges before", "--json"])
+    assert ran.exit_code == 0
+    (killed,) = msgspec.json.decode(ran.stdout).values()
+    assert killed["promise"] == "durable_reply"
+    scripts = run(app, ["scripts", "--json"])
+    assert scripts.exit_code == 0
+    assert set(msgspec.json.decode(scripts.stdout).values()) == {""}
+
+
+@pytest.mark.parametrize("words", [["run", "--engine", "other"], ["show", "1", "--shape", "9+9"]])
+def test_what_does_not_exist_is_refused(words: list[str]) -> None:
+    assert run(app, words).exit_code == 2
+
+
+def test_a_batch_without_what_is_required_is_invalid() -> None:
+    outcome = Outcome(1, "1+1+1", "", "", 10**6, 1, "", dict.fromkeys(batch.REQUIRED, 1), 1.0)
+    whole, hollow = Batch("hardened", 1, None), Batch("hardened", 1, None)
+    for _ in range(2):
+        whole.add(outcome)
+        hollow.add(msgspec.structs.replace(outcome, counters=outcome.counters | {"truncations": 0}))
+    assert (whole.verdict, whole.missing) == ("pass", [])
+    assert (hollow.verdict, hollow.missing) == ("invalid", ["truncations"])
