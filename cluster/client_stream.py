@@ -162,6 +162,7 @@ class Stream:
     async def guard(self, account: str, *, timeout_ms: int, key: str) -> None:
         """Cancel on disconnect: orders that name the session `key` die timeout_ms after this stream is gone.
 
+        timeout_ms: at least wire.GUARD_TIMEOUT_MS_MIN, a second.
         It is not opened again after a lost connection: its orders are being canceled then; guard a new key.
         Raises StreamRefused: not opened, or no answer in time.
         """

@@ -90,7 +90,7 @@ def test_private_events_guards_and_reads_of_ones_own_writes(launcher: Launcher) 
         await a_market(launcher)
         async with client(launcher, "trader", "alice") as trader, trader.stream() as stream:
             await stream.listen()
-            await stream.guard("alice", timeout_ms=500, key="guard-1")
+            await stream.guard("alice", timeout_ms=1_000, key="guard-1")
             guarded = PlaceOrder(symbol="XYZ", side="buy", type="limit", qty=1, limit_price="2.00", session="guard-1")
             (done,) = await stream.submit([guarded])
             assert isinstance(done, Done)
@@ -100,7 +100,7 @@ def test_private_events_guards_and_reads_of_ones_own_writes(launcher: Launcher) 
             view = await trader.order(done.id, consistency="session")
             assert view.status == "new"
             with pytest.raises(StreamRefused, match="account_not_found"):
-                await stream.guard("bob", timeout_ms=500, key="guard-2")
+                await stream.guard("bob", timeout_ms=1_000, key="guard-2")
             with pytest.raises(ReadRefused, match="account_not_found"):
                 await trader.account("bob")
         async with client(launcher, "trader", "alice") as trader:
