@@ -1,6 +1,7 @@
 """Faults to put into a writer on purpose: each must be found, or the checks prove nothing."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ def _write_behind() -> None:
     LmdbStorage.write = write  # type: ignore[method-assign]
 
 
+def _swallow_errors() -> None:
+    """Whoever asks is told that all went well."""
+    real = LmdbStorage.write
+
+    def write(self: LmdbStorage, changes: Sequence[Change]) -> None:
+        with suppress(lmdb.Error):
+            real(self, changes)
+
+    LmdbStorage.write = write  # type: ignore[method-assign]
+
+
 def _no_folder_sync() -> None:
     def leave_it(*_: Path) -> None:
         pass
@@ -53,7 +65,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "nosync": _open_with(sync=False),
     "nometasync": _open_with(metasync=False),
     "write-behind": _write_behind,
+    "swallow-errors": _swallow_errors,
     "no-folder-sync": _no_folder_sync,
 }
 """nosync: no sync at all. nometasync: the meta page is not synced. write-behind: acknowledged before it is written.
-no-folder-sync: files are synced, the folder that names them is not."""
+swallow-errors: a
+write that failed counts as done. no-folder-sync: files are synced, the folder that names them is not."""

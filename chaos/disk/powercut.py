@@ -10,6 +10,7 @@ from random import Random
 from msgspec import Struct
 
 from chaos.disk.children import Failed, Judge, Writer
+from chaos.disk.inject import EXIT_STORE_FAILED
 from chaos.disk.judge import Question, Verdict
 from chaos.disk.mounts import LoopDisk, loop_disk
 from cluster.consensus.settings import EXIT_DISK_FAILED
@@ -17,7 +18,9 @@ from cluster.consensus.settings import EXIT_DISK_FAILED
 FRESH_EVERY = 8
 """So many cuts age one folder; then a new one begins, and the first cut comes while it is made."""
 CUT_AFTER_S_MAX = 0.4
-EXIT_STORE_FAILED = 73
+LYING = "lying-sync"
+"""A mutant of the disk: it says that it synced, and did not."""
+LIES = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:retval=0")
 
 
 class Cut(Struct, frozen=True):
@@ -110,7 +113,8 @@ def cut_power(fs: str, count: int, seed: int, *, mutant: str = "none") -> Iterat
 def _cut_once(
     disk: LoopDisk, judge: Judge, track: _Track, fresh: bool, after_s: float, number: int, mutant: str
 ) -> Cut:
-    with Writer(track.kind, track.folder, track.seed, track.lives, mutant=mutant) as writer:
+    lies, mutant = (LIES, "none") if mutant == LYING else ((), mutant)
+    with Writer(track.kind, track.folder, track.seed, track.lives, mutant=mutant, prefix=lies) as writer:
         if fresh:
             _wait_for(track.folder, writer)
             after_s /= 8
