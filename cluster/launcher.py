@@ -31,6 +31,7 @@ KILL_TIMEOUT_MS = 10_000
 """A thread that is inside a disk sync ends behind it, and until then the process has its ports."""
 PORTS_TIMEOUT_MS = 1_000
 POLL_MS = 50
+READY_BYTES_MAX = 4_096
 LOG_LINES = 12
 PR_SET_PDEATHSIG = 1
 MEMBER_PROGRAM = (sys.executable, "-P", "-m", "node")
@@ -69,6 +70,13 @@ class Process(Struct, frozen=True):
     boot: str
 
 
+class _Ready(Struct, frozen=True):
+    """What /readyz says with 200."""
+
+    member: str
+    cluster_id: str
+
+
 class Launcher:
     """Starts and ends members of one cluster folder. Not for use from two threads."""
 
@@ -76,7 +84,9 @@ class Launcher:
         """program: what is run, with the member's file as its last argument. Raises FolderError: no cluster there."""
         self.folder = folder
         self.program = program
-        self.members: dict[str, Member] = {member.name: member for member in folder.topology().members}
+        topology = folder.topology()
+        self.members: dict[str, Member] = {member.name: member for member in topology.members}
+        self._cluster_id = topology.cluster_id
         self._started: dict[str, int] = {}
         self._log_from: dict[str, int] = {}
 
@@ -151,7 +161,7 @@ class Launcher:
             time.sleep(POLL_MS / 1000)
 
     def is_ready(self, name: str) -> bool:
-        """Whether the member answers /readyz with 200 now."""
+        """Whether the member answers /readyz with 200 now, and not another cluster's on its port."""
         member = self.members[name]
         connection: http.client.HTTPConnection
         if self.folder.scheme(name) == "https":
@@ -162,8 +172,12 @@ class Launcher:
             connection = http.client.HTTPConnection(member.api_host, member.api_port, timeout=1.0)
         try:
             connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
+            response = connection.getresponse()
+            if response.status != 200:
+                return False
+            said = msgspec.json.decode(response.read(READY_BYTES_MAX), type=_Ready)
+            return (said.member, said.cluster_id) == (name, self._cluster_id)
+        except (OSError, http.client.HTTPException, msgspec.MsgspecError):
             return False
         finally:
             connection.close()

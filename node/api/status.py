@@ -42,7 +42,10 @@ class ReadyProbe:
         error = await asyncio.shield(self._task)
         if error is not None:
             raise error
-        return web.Response(body=b'{"status":"ready"}', content_type="application/json")
+        config = self._node.config
+        # Who answers is part of it: a port may have gone to a member of another cluster meanwhile.
+        body = {"status": "ready", "member": config.name, "cluster_id": config.topology.cluster_id}
+        return web.Response(body=_encode(body), content_type="application/json")
 
     async def _probe(self) -> NodeError | None:
         node = self._node

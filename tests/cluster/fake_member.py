@@ -1,6 +1,7 @@
 """A stand-in for `python -m node`: serves /readyz on the member's API port, and fails the way its folder asks for."""
 
 import ctypes
+import json
 import os
 import platform
 import signal
@@ -16,9 +17,12 @@ from cluster.topology import read_topology
 class Ready(BaseHTTPRequestHandler):
     """Says yes to whatever is asked."""
 
+    body = b""
+
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
+        self.wfile.write(self.body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -36,7 +40,10 @@ def main() -> None:
         time.sleep(60)
     if mood == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    member = read_topology(config.parent / "../topology.toml").member(config.stem)
+    topology = read_topology(config.parent / "../topology.toml")
+    member = topology.member(config.stem)
+    cluster_id = "another" if mood == "another" else topology.cluster_id
+    Ready.body = json.dumps({"status": "ready", "member": member.name, "cluster_id": cluster_id}).encode()
     server = HTTPServer((member.api_host, member.api_port), Ready)
     if mood == "lingers":
         linger(server)

@@ -100,6 +100,13 @@ def test_not_ready_in_time_names_the_member(launcher: Launcher) -> None:
         launcher.wait_ready(["dc-a"], timeout_ms=200)
 
 
+def test_another_clusters_member_on_the_port_is_not_ours(launcher: Launcher) -> None:
+    mood(launcher, "dc-a", "another")
+    launcher.start("dc-a", die_with_us=True)
+    with pytest.raises(NotReady, match="dc-a not ready"):
+        launcher.wait_ready(["dc-a"], timeout_ms=1_500)
+
+
 def test_a_port_in_use_is_told_before_anything_starts(launcher: Launcher) -> None:
     member = launcher.members["dc-a"]
     with socket.socket() as other:

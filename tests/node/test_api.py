@@ -435,6 +435,9 @@ def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
             same = await caller.ok("POST", "/v1/orders", BUY, key="before")
             assert (same["id"], same["replay"]) == (order["id"], True)
             status, body, _ = await caller.call("GET", "/readyz", key="")
-            assert (status, body) == (200, {"status": "ready"})
+            assert (status, body) == (
+                200,
+                {"status": "ready", "member": config.name, "cluster_id": config.topology.cluster_id},
+            )
 
     asyncio.run(main())
