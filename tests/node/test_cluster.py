@@ -198,13 +198,12 @@ def test_a_member_that_is_told_to_go_leaves_in_order(group: Group) -> None:
         other = next(name for name in REPLICAS if name != leader)
         await group.do("POST", "/v1/orders", body=BUY, key="one")
         group.launcher.signal(leader, signal.SIGTERM)
-        # No election has to be waited for: leadership was handed over.
-        began = time.monotonic()
         await group.do("POST", "/v1/orders", body=BUY, key="two", members=(other,))
-        assert time.monotonic() - began < 2
         assert group.launcher.stop([leader], timeout_ms=15_000) in ({leader: "stopped"}, {leader: "not running"})
-        events = [json.loads(line)["event"] for line in group.folder.log(leader).read_text("utf-8").splitlines()]
-        assert events[-1] == "stopped", events
+        said = [json.loads(line) for line in group.folder.log(leader).read_text("utf-8").splitlines()]
+        assert said[-1]["event"] == "stopped", said
+        # No election had to be waited for.
+        assert [one["handed_over"] for one in said if one["event"] == "leadership"] == [True]
         await group.start_again(leader)
         witness = next(name for name in group.members if name not in REPLICAS)
         status, error = await group.once(witness, "GET", "/v1/accounts/alice")
