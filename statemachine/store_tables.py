@@ -13,7 +13,7 @@ import lmdb
 from lmdb.verify import VerifyError, verify
 
 from statemachine.records import TABLES
-from statemachine.store_files import ASIDE_FOLDER, DATA_FILE, StoreDamaged
+from statemachine.store_files import ASIDE_FOLDER, DATA_FILE, StoreDamaged, StoreError
 from statemachine.store_rows import Kind
 
 Handle = lmdb._Database
@@ -41,12 +41,18 @@ PRUNED_KEY = b"pruned."
 
 
 def make_environment(folder: Path) -> None:
-    """An empty environment. LMDB can't open a file that a power cut left half made: so it is made aside, and moved."""
+    """An empty environment. LMDB can't open a file that a power cut left half made: so it is made aside, and moved.
+
+    Raises StoreDamaged or StoreError: nothing was made.
+    """
     aside = folder / ASIDE_FOLDER
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     with open_environment(aside, NEW_MAP_BYTES) as env:
-        env.sync(True)
+        try:
+            env.sync(True)
+        except lmdb.Error as error:
+            raise StoreError(f"{folder}: a new store can't be made: {error}") from error
     (aside / DATA_FILE).rename(folder / DATA_FILE)
     shutil.rmtree(aside)
 

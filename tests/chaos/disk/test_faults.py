@@ -1,6 +1,7 @@
 """Disks that lose power, fail, wait, fill up or kill; a small share of what `tiebreak disk` runs by command."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -84,8 +85,15 @@ with loop_disk("ext4") as disk, small_memory_disk(1 << 20) as small:
 
 
 @pytest.mark.skipif(bool(unavailable("ext4")), reason=f"NO FILE SYSTEM WAS MOUNTED: {unavailable('ext4')}")
-def test_mounts_and_loop_devices_go_with_the_process_even_if_it_is_killed() -> None:
-    done = subprocess.run([sys.executable, "-c", MOUNTED], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_mounts_and_loop_devices_go_with_the_process_even_if_it_is_killed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MOUNTED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        check=False,
+    )
     assert done.returncode == -9, done.stderr
     device, _, image = done.stdout.strip().partition(" ")
     assert device not in Path("/proc/mounts").read_text("utf-8")
@@ -112,6 +120,7 @@ def test_mounts_and_loop_devices_go_with_the_process_even_if_it_is_killed() -> N
         ("journal", "full-at-write", 9, 71),
         ("journal", "kill-at-write", 12, -9),
         ("journal", "kill-at-sync", 7, -9),
+        ("store", "eio-at-sync", 1, 73),  # while it is made
         ("store", "eio-at-sync", 9, 73),
         ("store", "eio-at-write", 12, 73),
         ("store", "kill-at-write", 9, -9),
