@@ -53,10 +53,9 @@ def stamp(ahead_s: float) -> str:
 def test_orders_expire_by_steps_of_the_leader(tmp_path: Path) -> None:
     async def talk(caller: Caller, engine: SoloEngine) -> None:
         await caller.list_market()
+        expires_at = stamp(1.0)  # far enough for a slow machine to place all three
         for _ in range(3):
-            await caller.ok(
-                "POST", "/v1/orders", {**BUY, "qty": "1", "time_in_force": "gtd", "expires_at": stamp(0.15)}
-            )
+            await caller.ok("POST", "/v1/orders", {**BUY, "qty": "1", "time_in_force": "gtd", "expires_at": expires_at})
         assert not logged(engine, TimeStep)
         await until(lambda: not caller.node.machine.open_orders("alice"))
         page = await caller.ok("GET", "/v1/orders?status=closed")
@@ -73,7 +72,7 @@ def test_orders_expire_by_steps_of_the_leader(tmp_path: Path) -> None:
 def test_a_follower_proposes_no_step_and_answers_the_leaders_digest(tmp_path: Path) -> None:
     async def talk(caller: Caller, engine: SoloEngine) -> None:
         await caller.list_market()
-        await caller.ok("POST", "/v1/orders", {**BUY, "time_in_force": "gtd", "expires_at": stamp(0.1)})
+        await caller.ok("POST", "/v1/orders", {**BUY, "time_in_force": "gtd", "expires_at": stamp(0.5)})
         engine.changed(role=Role.follower, leader="dc-b", term=2)
         engine.sent.clear()
         index = caller.node.machine.applied_index
@@ -96,7 +95,7 @@ def test_a_follower_proposes_no_step_and_answers_the_leaders_digest(tmp_path: Pa
                 encode_batch(1, [Envelope("", "", 0, encode_command(ReportDigest(member, index, digest, 2)))])
             )
         assert engine.sent == []
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
         assert not logged(engine, TimeStep)
 
     run(tmp_path, talk)
