@@ -507,7 +507,13 @@ class Client:
             given["consistency"] = "local"
         elif consistency == "session" and self._caller.session_token:
             headers["X-Session-Token"] = self._caller.session_token
-        return await self._caller.read(path, params=given, headers=headers, deadline=self._deadline(timeout_ms))
+        try:
+            return await self._caller.read(path, params=given, headers=headers, deadline=self._deadline(timeout_ms))
+        except ReadRefused as error:
+            if error.error == "epoch_changed":
+                # The cluster went back to a backup. Whoever asks must know; the next read begins anew.
+                self._caller.forget_session()
+            raise
 
     async def _view(self, path: str, kind: type[View], params: Mapping[str, str], consistency: Consistency) -> View:
         return _decode((await self._read(path, params, consistency, None)).body, kind)

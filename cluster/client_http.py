@@ -117,6 +117,9 @@ class Caller:
         if session_token and index >= self._session_index:
             self.session_token, self._session_index = session_token, index
 
+    def forget_session(self) -> None:
+        self.session_token, self._session_index = "", -1
+
     async def command(
         self, method: str, path: str, *, key: str, body: bytes, params: Mapping[str, str], deadline: float
     ) -> Outcome:

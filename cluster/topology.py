@@ -11,6 +11,7 @@ from msgspec import Struct
 
 TIEBREAKER_SITE = "tiebreaker"
 VOTERS_MIN = 3
+EPOCH_MAX = 2**31 - 1
 
 
 class InvalidTopology(ValueError):
@@ -73,9 +74,19 @@ WAN = Timing(
 
 
 class Topology(Struct, frozen=True, forbid_unknown_fields=True):
+    """epoch: of the cluster's history. To be raised by one, on all members, when their data goes back to a backup: what
+    clients hold of the future that was undone is then refused, and members of two epochs do not take each other for
+    one cluster."""
+
     cluster_id: str
     members: list[Member]
     timing: Timing = LAN
+    epoch: int = 1
+
+    @property
+    def history(self) -> str:
+        """What members must agree on before they link: which cluster, and which of its histories."""
+        return self.cluster_id if self.epoch == 1 else f"{self.cluster_id} epoch {self.epoch}"
 
     def member(self, name: str) -> Member:
         """Raises InvalidTopology when there is no such member."""
@@ -102,6 +113,8 @@ def check(topology: Topology) -> Topology:
     check_timing(topology.timing)
     if not topology.cluster_id:
         raise InvalidTopology("cluster_id is empty")
+    if not 1 <= topology.epoch <= EPOCH_MAX:
+        raise InvalidTopology(f"epoch = {topology.epoch}: must be between 1 and {EPOCH_MAX}")
     return topology
 
 
@@ -205,7 +218,7 @@ def to_toml(topology: Topology) -> str:
         # A TOML basic string takes the same escapes as a JSON string.
         return [f"{name} = {msgspec.json.encode(value).decode()}" for name, value in fields.items()]
 
-    out = lines({"cluster_id": topology.cluster_id})
+    out = lines({"cluster_id": topology.cluster_id, "epoch": topology.epoch})
     out += ["", "[timing]", *lines(msgspec.to_builtins(topology.timing))]
     for member in topology.members:
         out += ["", "[[members]]", *lines(msgspec.to_builtins(member))]

@@ -112,6 +112,7 @@ class App:
                 cancel_burst=limits.rate_burst,
             )
         )
+        node.epoch = config.topology.epoch
         node.session_tokens = SessionTokens(config.session_key, epoch=node.epoch)
         replicas = [member.name for member in config.topology.members if member.role is MemberRole.replica]
         self._leaving = Leaving(engine, replicas)

@@ -161,7 +161,7 @@ class HardenedEngine:
             )
             self._links = Links(
                 member=self.member.name,
-                cluster_id=topology.cluster_id,
+                cluster_id=topology.history,
                 listen=settings.listen or (self.member.peer_host, self.member.peer_port),
                 dial={o.name: settings.dial.get(o.name, (o.peer_host, o.peer_port)) for o in self._others},
                 server_tls=server_context(settings.tls),

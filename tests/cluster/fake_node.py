@@ -130,6 +130,8 @@ class FakeNode:
         fault = self.faults.popleft() if self.faults else ""
         if fault == "no_quorum":
             return _error(503, 1021, "no_quorum")
+        if fault == "epoch_changed":
+            return _error(409, 1031, fault)
         if request.match_info["id"] == "nobody":
             return _error(404, 20, "account_not_found")
         return _json(wire.AccountView(request.match_info["id"], "ACTIVE", [], 0))

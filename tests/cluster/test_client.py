@@ -243,6 +243,19 @@ def test_reads_say_their_consistency() -> None:
     run(scenario)
 
 
+def test_a_cluster_that_went_back_to_a_backup_is_told_once_and_then_read_anew() -> None:
+    async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
+        await buy(client)
+        first.faults.append("epoch_changed")
+        with pytest.raises(ReadRefused) as refused:
+            await client.account("alice", consistency="session")
+        assert refused.value.error == "epoch_changed"
+        await client.account("alice", consistency="session")
+        assert [("X-Session-Token" in read.headers) for read in first.reads] == [True, False]
+
+    run(scenario)
+
+
 def test_members_say_who_leads_and_who_is_silent() -> None:
     async def scenario(first: FakeNode, second: FakeNode, client: Client) -> None:
         await second.stop()

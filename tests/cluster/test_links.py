@@ -84,6 +84,11 @@ async def another_cluster(cluster: Cluster, folder: Path) -> None:
     await Impostor(cluster, folder / "certs", "b1").say(hello, USURPER)
 
 
+async def another_epoch(cluster: Cluster, folder: Path) -> None:
+    hello = frame(Hello(PROTOCOL_VERSION, msgspec.structs.replace(cluster.topology, epoch=2).history, "b1", 1))
+    await Impostor(cluster, folder / "certs", "b1").say(hello, USURPER)
+
+
 async def another_version(cluster: Cluster, folder: Path) -> None:
     hello = frame(Hello(PROTOCOL_VERSION + 1, cluster.topology.cluster_id, "b1", 1))
     await Impostor(cluster, folder / "certs", "b1").say(hello, USURPER)
@@ -126,6 +131,7 @@ ATTACKS = [
     (not_a_member, "refused_name"),
     (another_name, "refused_name"),
     (another_cluster, "refused_cluster"),
+    (another_epoch, "refused_cluster"),
     (another_version, "refused_protocol"),
     (no_hello, "refused_garbage"),
     (garbage, "refused_garbage"),

@@ -115,6 +115,7 @@ def test_timeouts_that_contradict_each_other(timing: Timing, says: str | None) -
 BAD_TEXTS = [
     ("cluster_id = ", "Invalid value"),
     ('cluster_id = "c"', "missing required field `members`"),
+    (to_toml(new_topology("1+1+1", 20_000)).replace("epoch = 1", "epoch = 0"), "epoch = 0: must be between 1 and"),
     (to_toml(new_topology("1+1+1", 20_000)) + "surprise = 1\n", "unknown field `surprise`"),
     (to_toml(new_topology("1+1+1", 20_000)).replace('"witness"', '"boss"'), "Invalid enum value 'boss'"),
     (to_toml(new_topology("1+1+1", 20_000)).replace("= 20000", "= '20000'"), "Expected `int`, got `str`"),

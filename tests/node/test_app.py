@@ -2,7 +2,9 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from cluster.consensus.engine import Role
@@ -160,5 +162,26 @@ def test_accounts_that_are_only_read_do_not_fill_the_memory(tmp_path: Path) -> N
             assert machine.cached_accounts == len(SYSTEM_ACCOUNTS) + 2
             await driver.flush()  # with nothing to write
             assert machine.cached_accounts == len(SYSTEM_ACCOUNTS)
+
+    asyncio.run(main())
+
+
+def test_a_cluster_restored_from_a_backup_refuses_what_clients_hold_of_the_undone_future(tmp_path: Path) -> None:
+    async def main() -> None:
+        config = make_config(tmp_path)
+        async with running(config) as caller:
+            await caller.list_market()
+            _, _, headers = await caller.call("POST", "/v1/orders", BUY)
+            presented = {"X-Session-Token": headers["X-Session-Token"]}
+            assert (await caller.call("GET", "/v1/accounts/alice", headers=presented))[0] == 200
+        restored = msgspec.structs.replace(config, topology=msgspec.structs.replace(config.topology, epoch=2))
+        async with running(restored) as caller:
+            auditor: dict[str, Any] = {"role": "auditor", "accounts": ("*",)}
+            assert (await caller.ok("GET", "/v1/status"))["epoch"] == 2
+            for path, who in (("/v1/accounts/alice", {"headers": presented}), ("/v1/feed?after=0.1.3.0", auditor)):
+                status, error, _ = await caller.call("GET", path, **who)
+                assert (status, error["error"]) == (409, "epoch_changed"), path
+            events = (await caller.ok("GET", "/v1/feed?after=0.2.0.0", **auditor))["events"]
+            assert {event["position"].split(".")[1] for event in events} == {"2"}
 
     asyncio.run(main())
