@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import platform
 import subprocess
@@ -21,6 +20,7 @@ import cluster.consensus
 import statemachine
 from chaos.sim.engines import engine_named
 from chaos.sim.faults import KINDS, TRAPS
+from chaos.sim.quiet import quiet
 from chaos.sim.run import Outcome, Run, draw_plan
 
 REQUIRED = (
@@ -130,9 +130,9 @@ class Batch:
         )
 
 
+@quiet()
 def one(task: tuple[int, str, str | None]) -> Outcome:
     """Run one seed; for worker processes too."""
-    logging.disable(logging.CRITICAL)
     seed, engine, shape = task
     return Run(draw_plan(seed, shape), engine_named(engine)).play()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from itertools import count
@@ -19,6 +18,7 @@ from chaos.sim import batch as batches
 from chaos.sim import mutants, scripts
 from chaos.sim.batch import Batch
 from chaos.sim.engines import engine_named
+from chaos.sim.quiet import quiet
 from chaos.sim.run import SHAPES, Outcome, Plan, Run, draw_plan, shrink
 
 app = typer.Typer(no_args_is_help=True, help="Run whole clusters in virtual time, with faults, from seeds.")
@@ -96,10 +96,10 @@ def show(
     Example: tiebreak sim show 42 | less
     """
     _check(engine, shape)
-    logging.disable(logging.CRITICAL)
     plan = _only(draw_plan(seed, shape), only)
     tell = None if as_json else _write
-    outcome = Run(plan, engine_named(engine), tell).play()
+    with quiet():
+        outcome = Run(plan, engine_named(engine), tell).play()
     if as_json:
         sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
     talk.print(f"seed {seed} ({plan.shape}): {outcome.detail or 'all promises held'}; digest {outcome.digest}")
@@ -154,8 +154,8 @@ def play_scripts(as_json: Json = False) -> None:
 
     Example: tiebreak sim scripts
     """
-    logging.disable(logging.CRITICAL)
-    results = {name: scripts.play(name) for name in scripts.SCRIPTS}
+    with quiet():
+        results = {name: scripts.play(name) for name in scripts.SCRIPTS}
     if as_json:
         sys.stdout.write(msgspec.json.encode(results).decode() + "\n")
     else:

@@ -6,7 +6,6 @@ A mutant whose text is not in the engine any more is an error: write it anew.
 from __future__ import annotations
 
 import inspect
-import logging
 import time
 from types import ModuleType
 
@@ -18,6 +17,7 @@ import cluster.consensus.raft
 import cluster.consensus.reads
 from chaos.sim.engines import Hardened
 from chaos.sim.member import Engine
+from chaos.sim.quiet import quiet
 from chaos.sim.run import Run, draw_plan
 from chaos.sim.scripts import SCRIPTS, play
 
@@ -350,9 +350,9 @@ def _copy(original: ModuleType, source: str) -> ModuleType:
     return copy
 
 
+@quiet()
 def hunt(mutant: Mutant, *, seeds: int | None = None, scripts: bool = True) -> Killed | None:
     """The scripts first, if wished, then seeds, until something is noticed; None when it survives."""
-    logging.disable(logging.CRITICAL)
     began = time.process_time()
     engine = mutated(mutant)
     for name in SCRIPTS if scripts else ():

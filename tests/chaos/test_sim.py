@@ -1,5 +1,6 @@
 """The simulator repeats itself exactly, passes our engine, fails the library's, and sees when a batch is hollow."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -65,3 +66,9 @@ def test_a_batch_in_which_little_happened_is_invalid(tmp_path: Path) -> None:
 def test_a_run_without_faults_is_dull() -> None:
     outcome = Run(draw_plan(5).with_faults([]), Hardened()).play()
     assert (outcome.broken, outcome.counters["elections"], outcome.counters.get("crashes", 0)) == ("", 1, 0)
+
+
+def test_logging_is_as_it_was_after_a_simulated_run(caplog: pytest.LogCaptureFixture) -> None:
+    one((1, "hardened", None))
+    logging.getLogger("tiebreak").error("heard")
+    assert [record.message for record in caplog.records] == ["heard"]
