@@ -26,7 +26,7 @@ from cluster.topology import MemberRole
 from node import docs_page, feed, install, openapi, stream
 from node.answers import Answers
 from node.api import accounts, commands, markets, orders, status
-from node.auth import Authenticator
+from node.auth import Authenticator, public_keys
 from node.catalogue import Catalogue
 from node.clock import SteadyClock
 from node.config import NodeConfig
@@ -102,7 +102,7 @@ class App:
         node.engine = engine
         node.clock = SteadyClock()
         node.metrics = Metrics(config.name, config.member.role.value)
-        node.authenticator = Authenticator([config.token_public_key.decode()])
+        node.authenticator = Authenticator(public_keys(config.token_public_key))
         limits = config.limits
         node.limiter = RateLimiter(
             Rates(

@@ -4,6 +4,7 @@ A token says who (`sub`), as what (`role`), for which accounts (`accounts`) and 
 No secret is on a node: it holds public keys only.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -20,6 +21,8 @@ TOKEN_BYTES_MAX = 4_096
 ACCOUNTS_MAX = 64
 """Accounts that one token may name; more than these need a role that may touch all."""
 ALL = "*"
+KEYS_MAX = 8
+_PEM_KEY = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----\s*", re.DOTALL)
 
 
 class Role(StrEnum):
@@ -185,6 +188,14 @@ def issue_token(
             f"the token would be {len(token)} bytes; at most {TOKEN_BYTES_MAX} are taken: name fewer accounts"
         )
     return token
+
+
+def public_keys(pem: bytes) -> list[bytes]:
+    """The keys of one file: more than one while a key is being changed. Raises ValueError: none, or too many."""
+    keys = _PEM_KEY.findall(pem)
+    if not 0 < len(keys) <= KEYS_MAX:
+        raise ValueError(f"{len(keys)} public keys in PEM; between 1 and {KEYS_MAX} are taken")
+    return keys
 
 
 def _public_key(pem: str | bytes) -> Ed25519PublicKey:

@@ -1,5 +1,6 @@
 """What one member is told at start: its TOML file and the topology, read once, checked, then never changed."""
 
+import ssl
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from msgspec import Struct
 
 from cluster.certificates import TlsFiles, check_identity
 from cluster.topology import InvalidTopology, Member, MemberRole, Topology, read_topology
-from node.auth import Authenticator
+from node.auth import Authenticator, public_keys
 from statemachine.codec import BATCH_BYTES_MAX, COMMANDS_PER_BATCH_MAX
 
 FLUSH_MS_MIN = 10
@@ -98,7 +99,10 @@ class Retention(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):
-    """Paths from the member file's folder. token_public_key: PEM. session_key: 32 bytes in hex, the same on all."""
+    """Paths from the member file's folder. session_key: 32 bytes in hex, the same on all.
+
+    token_public_key: PEM; while a key is being changed, the old and the new one in one file.
+    """
 
     token_public_key: str
     session_key: str
@@ -251,7 +255,11 @@ def read_config(path: Path) -> NodeConfig:
     )
     _holds("tls", lambda: check_identity(tls, file.name))
     token_public_key = _read(base, "auth.token_public_key", file.auth.token_public_key)
-    _holds(f"auth.token_public_key = {file.auth.token_public_key!r}", lambda: Authenticator([token_public_key]))
+    _holds(
+        f"auth.token_public_key = {file.auth.token_public_key!r}", lambda: Authenticator(public_keys(token_public_key))
+    )
+    if api is not None:
+        _check_api_tls(_exists(base, "api_tls.cert", api.cert), _exists(base, "api_tls.key", api.key))
     return NodeConfig(
         name=file.name,
         topology=topology,
@@ -294,6 +302,13 @@ def _check_across(file: MemberFile, topology: Topology) -> None:
                 f"timing.{theirs} = {less} in {file.topology} and timing.{ours} = {more} in the member's file: "
                 f"{theirs} < {ours}; {why}"
             )
+
+
+def _check_api_tls(cert: Path, key: Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except OSError as error:
+        raise InvalidConfig(f"api_tls: {cert} and {key} can't be used together: {error}") from error
 
 
 def _holds(setting: str, check: Callable[[], object]) -> None:

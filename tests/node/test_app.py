@@ -1,12 +1,15 @@
 """A member's life around its requests: the witness's few answers, leaving in order, the account of itself."""
 
 import asyncio
+import ssl
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 
+from cluster.certificates import make_all
 from cluster.consensus.engine import Role
 from node.app import DIVERGED_FILE, EXIT_DIVERGED, App, Diverged
 from statemachine.codec import Envelope, encode_batch, encode_command
@@ -183,5 +186,30 @@ def test_a_cluster_restored_from_a_backup_refuses_what_clients_hold_of_the_undon
                 assert (status, error["error"]) == (409, "epoch_changed"), path
             events = (await caller.ok("GET", "/v1/feed?after=0.2.0.0", **auditor))["events"]
             assert {event["position"].split(".")[1] for event in events} == {"2"}
+
+    asyncio.run(main())
+
+
+def test_the_listener_speaks_tls_when_certificates_are_configured(tmp_path: Path) -> None:
+    async def main() -> None:
+        make_all(tmp_path, "c", ["localhost"])
+        config = make_config(tmp_path)
+        config = msgspec.structs.replace(config, api_tls=(tmp_path / "localhost.crt", tmp_path / "localhost.key"))
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+        async with running(config) as caller:
+            member = config.member
+            secure = f"https://localhost:{member.api_port}"
+            headers = {"Authorization": f"Bearer {caller.token('operator', '*')}"}
+            async with caller.session.get(f"{secure}/v1/status", headers=headers, ssl=trusting) as response:
+                assert (response.status, (await response.json())["name"]) == (200, "dc-a")
+            async with caller.session.ws_connect(f"{secure}/v1/stream", headers=headers, ssl=trusting) as stream:
+                assert (await stream.receive_json())["stream"] == "authorization"
+            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                await caller.session.get(f"{secure}/v1/status", headers=headers)
+            with pytest.raises(aiohttp.ClientError):
+                await caller.session.get(f"http://localhost:{member.api_port}/healthz")
+            trusting.maximum_version = ssl.TLSVersion.TLSv1_1
+            with pytest.raises(aiohttp.ClientConnectorSSLError):
+                await caller.session.get(f"{secure}/healthz", ssl=trusting)
 
     asyncio.run(main())

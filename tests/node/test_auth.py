@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.auth import ACCOUNTS_MAX, TOKEN_BYTES_MAX, Authenticator, AuthError, Role, issue_token
+from node.auth import ACCOUNTS_MAX, KEYS_MAX, TOKEN_BYTES_MAX, Authenticator, AuthError, Role, issue_token, public_keys
 
 
 @cache
@@ -105,6 +105,16 @@ def test_another_key_is_refused_until_it_is_configured() -> None:
     both = Authenticator([keys()[1], keys(1)[1]])
     assert both.verify(token).subject == "s"
     assert both.verify(signed({})).subject == "s"
+
+
+def test_a_file_may_hold_the_old_and_the_new_key() -> None:
+    file = (keys()[1] + "\nthe new one:\n" + keys(1)[1]).encode()
+    both = Authenticator(public_keys(file))
+    assert both.verify(signed({}, key=keys(1)[0])).subject == "s"
+    assert both.verify(signed({})).subject == "s"
+    for wrong in (b"", b"no key", keys()[1].encode() * (KEYS_MAX + 1)):
+        with pytest.raises(ValueError, match="public keys in PEM"):
+            public_keys(wrong)
 
 
 def test_an_oversized_token_is_refused_before_it_is_read() -> None:

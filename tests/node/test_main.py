@@ -53,7 +53,12 @@ BAD = [
     ("../topology.toml", "../nowhere.toml", ["nowhere.toml", "No such file"]),
     ("../certs/dc-a.key", "../certs/gone.key", ["tls.key", "gone.key"]),
     ("../keys/session.key", "../keys/token.pub", ["session_key", "32 bytes"]),
-    ("../keys/token.pub", "../keys/session.key", ["auth.token_public_key", "not a public key in PEM"]),
+    ("../keys/token.pub", "../keys/session.key", ["auth.token_public_key", "0 public keys in PEM"]),
+    (
+        "# [api_tls]",
+        '[api_tls]\ncert = "../certs/dc-a.crt"\nkey = "../certs/dc-b.key"\n#',
+        ["dc-a.crt", "dc-b.key", "together"],
+    ),
     ("../keys/token.pub", "../certs/elliptic.pub", ["auth.token_public_key", "ECPublicKey", "Ed25519"]),
     ("../certs/dc-a.crt", "../certs/dc-b.crt", ["tls", "dc-b.crt names ['dc-b']", "the member is 'dc-a'"]),
     ("../certs/dc-a.key", "../certs/dc-b.key", ["tls", "dc-b.key is not the key of", "dc-a.crt"]),
