@@ -35,7 +35,7 @@ topology = "../topology.toml"
 data_dir = "../data/{name}"
 
 [auth]
-token_public_key = "../keys/token.pub"  # who may ask: tokens of keys/token.key (`tiebreak token`); may hold an old and a new key
+token_public_key = "../keys/token.pub"  # who may ask: `tiebreak token`; may hold an old and a new key
 session_key = "../keys/session.key"     # signs session tokens; the same on all members
 
 [tls]  # between members; a certificate's name is the member's identity
