@@ -146,6 +146,8 @@ class App:
             self._driver.start()
         await self._listen(web_app)
         gc.collect()
+        # The thread that writes a flush would else hold the loop up for 5 ms at a time.
+        sys.setswitchinterval(0.001)
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         node.ready = True
