@@ -112,7 +112,7 @@ def test_time_in_batches_never_stands_still() -> None:
             await asyncio.sleep(0)
         assert [decode_batch(payload).stamp_us for payload in pipe.payloads] == [100, 101, 102]
 
-    run(talk, clock=lambda: 100)
+    run(talk, clock=lambda: 100, pipeline=4)
 
 
 def test_a_full_engine_is_asked_again_and_keeps_the_order() -> None:

@@ -126,7 +126,7 @@ def test_what_waits_together_goes_into_one_batch() -> None:
         assert bench.engine.proposed == 5
         assert all(type(outcome[0].result) is Done for outcome in outcomes)
 
-    run(talk)
+    run(talk, pipeline=4)
 
 
 def test_an_answer_never_belongs_to_another_command() -> None:
@@ -296,7 +296,7 @@ def test_what_only_queued_is_dropped_at_its_deadline() -> None:
         keys = [envelope.key for entry in bench.engine.log for envelope in decode_batch(entry).commands]
         assert keys == ["k0", "k1", "k2", "k3"]
 
-    run(talk)
+    run(talk, pipeline=4)
 
 
 def test_a_follower_forwards_and_answers_by_its_own_apply() -> None:
