@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
-import uvloop
 
 from bench import host, load
 from bench.driver import Driver, longest_gap_s
 from bench.flow import Act, Intent
 from bench.market import Market
 from bench.report import Figure, Report, at_least, at_most, exactly
-from bench.running import RunError, Running, running
+from bench.running import RunError, Running, run_loop, running
 from bench.stats import spread
 from cluster.client import Client, Health
 from cluster.wire import MemberView
@@ -100,7 +99,7 @@ def _measured(name: str, folder: Path, spec: load.Spec, figures: Callable[[load.
     began = time.monotonic()
     market = Market(SYMBOL)
     with running(folder / name, limits=LIMITS) as cluster:
-        result, leader = uvloop.run(_load_leader(cluster, market, spec))
+        result, leader = run_loop(_load_leader(cluster, market, spec))
     notes = []
     if result.errors:
         notes.append(f"turned away: {result.errors}")
@@ -176,7 +175,7 @@ def kill(folder: Path, *, kills: int = 20, rate_per_s: int = 2_000, seed: int = 
     market = Market(SYMBOL)
     with running(folder / "kill", limits=LIMITS) as cluster:
         timing = cluster.folder.topology().timing
-        figures, notes = uvloop.run(_kill(cluster, market, kills, rate_per_s, load.intents_of(path, seed), seed))
+        figures, notes = run_loop(_kill(cluster, market, kills, rate_per_s, load.intents_of(path, seed), seed))
     return Report(
         benchmark="kill",
         figures=figures,
@@ -263,7 +262,7 @@ def disk(folder: Path, *, commands: int = 100_000, seed: int = 1, path: str = ""
     market = Market(SYMBOL)
     root = folder / "disk"
     with running(root, limits=LIMITS) as cluster:
-        driver = uvloop.run(_fill(cluster, market, commands, load.intents_of(path, seed)))
+        driver = run_loop(_fill(cluster, market, commands, load.intents_of(path, seed)))
         cluster.launcher.stop()
         replica = cluster.replicas[0]
         data = cluster.folder.data(replica)

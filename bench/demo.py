@@ -15,7 +15,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-import uvloop
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -25,7 +24,7 @@ from bench import datasets
 from bench.demo_run import Demo, Outcome, Source, step, talk
 from bench.load import intents_of
 from bench.lobster import LobsterError
-from bench.running import RunError, ending_on_signals, running
+from bench.running import RunError, ending_on_signals, run_loop, running
 from cluster.client import ClientError
 from cluster.client_stream import StreamRefused
 from cluster.folder import FolderError
@@ -101,7 +100,7 @@ def run(root: Path, source: Source, commands: int, outcome: Outcome) -> Outcome:
         names = ", ".join(member.name + (" (witness)" if member.witness else "") for member in cluster.members)
         step(f"three members up on this machine: {names}", time.monotonic() - began)
         play = Demo(cluster, outcome, intents)
-        uvloop.run(play.run())
+        run_loop(play.run())
         play.audit()
     return outcome
 
