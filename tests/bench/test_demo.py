@@ -59,8 +59,8 @@ def test_a_killed_leader_costs_nothing(tmp_path: Path) -> None:
     assert found["audits"] == {"dc-a": [], "dc-b": []}
     assert found["outage_ms"] > 0
     assert min(found["orders"], found["cancels"], found["fills"]) > 100
-    # A cancel may pass other accounts' commands in the leader's queue, and what is sent again after its leader died comes
-    # later: how much of that there is hangs on the machine. Else all comes as on the bare machine.
+    # A cancel may pass other accounts' commands in the leader's queue, and what is sent again after its leader died
+    # comes later: how much of that there is hangs on the machine. Else all comes as on the bare machine.
     _, plain = record(intents_of("", SEED), Market("DEMO"), commands=4_000, batch=50)
     assert sum(found["refused"].values()) <= 80
     assert abs(found["fills"] - plain.fills) <= 80
