@@ -360,7 +360,13 @@ async def _answered(request: web.Request, handler: Handler, request_id: str) -> 
     except (asyncio.CancelledError, ConnectionError):
         raise  # the client went away
     except Exception:
-        log.exception("request failed", request_id=request_id, method=request.method, path=request.path)
+        log.exception(
+            "request failed",
+            request_id=request_id,
+            trace_id=request[TRACE].trace_id,
+            method=request.method,
+            path=request.path,
+        )
         message = f"we were wrong; the log has it under request_id {request_id}"
         return _refusal(request, errors.InternalError(message))
 
@@ -412,6 +418,7 @@ def _refusal(request: web.Request, error: NodeError, headers: dict[str, str] | N
     say(
         "refused",
         request_id=request_id,
+        trace_id=request[TRACE].trace_id,
         method=request.method,
         path=request.path,
         status=error.status,

@@ -143,3 +143,21 @@ def test_a_forwarded_command_and_its_batch_are_spans_of_the_same_trace(logs: io.
     assert spans["batch"]["parent_id"] == spans["take in"]["span_id"]
     assert (spans["batch"]["index"], spans["batch"]["commands"]) == (1, 2)
     assert {one["trace_id"] for one in spans.values()} == {TRACE}
+
+
+def test_a_refusal_in_the_log_names_its_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: io.StringIO
+) -> None:
+    monkeypatch.setattr("node.limits.log", structlog.get_logger("tiebreak.http"))
+
+    async def talk() -> None:
+        async with Solo(tmp_path) as solo:
+            headers = {**bearer("trader", "alice"), "traceparent": f"00-{TRACE}-{SPAN}-00"}
+            async with solo.client.get("/v1/accounts/bob", headers=headers) as response:
+                assert response.status == 404
+                request_id = response.headers["X-Request-ID"]
+            lines = [json.loads(line) for line in logs.getvalue().splitlines()]
+            (refused,) = [one for one in lines if one["event"] == "refused"]
+            assert (refused["trace_id"], refused["request_id"]) == (TRACE, request_id)
+
+    run(talk())
