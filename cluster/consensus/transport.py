@@ -260,9 +260,10 @@ class Links:
         try:
             listener.bind(self._listen)
             listener.listen(128)
-        except OSError:
+        except OSError as error:
             listener.close()
-            raise
+            host, port = self._listen
+            raise OSError(error.errno, f"{error.strerror}: members are to be heard at {host}:{port}") from error
         self._socket = listener
         self._listen_again()
         self._spawn(self._watch())

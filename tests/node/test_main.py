@@ -159,14 +159,15 @@ def test_sigterm_ends_a_member_with_0_even_without_a_quorum(folder: ClusterFolde
     assert "Traceback" not in said
 
 
-def test_a_member_that_can_not_start_says_why_in_one_line(folder: ClusterFolder) -> None:
-    member = folder.topology().member("dc-a")
+@pytest.mark.parametrize("what", ["api_port", "peer_port"])
+def test_a_member_that_can_not_start_says_why_in_one_line(folder: ClusterFolder, what: str) -> None:
+    port = getattr(folder.topology().member("dc-a"), what)
     with socket.socket() as taken:
-        taken.bind((member.api_host, member.api_port))
+        taken.bind(("127.0.0.1", port))
         taken.listen()
         with run(folder.config("dc-a")) as child:
             _, said = child.communicate(timeout=20)
     assert child.returncode == 1
-    assert str(member.api_port) in said
+    assert str(port) in said
     assert "could not start" in said
     assert "Traceback" not in said
