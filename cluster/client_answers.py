@@ -79,7 +79,7 @@ class ReadRefused(ClientError):
 
 
 class Unavailable(ClientError):
-    """No member gave an answer before the deadline. `cause` is what the last one tried said."""
+    """No member gave an answer before the deadline. `cause` is the last reason that one gave, else how it failed."""
 
     def __init__(self, cause: str) -> None:
         super().__init__(f"no member answered in time; the last one: {cause}")

@@ -181,7 +181,7 @@ class Caller:
             ReadRefused: understood and refused (4xx).
             Unavailable: no answer in time.
         """
-        cause = "none was reached"
+        cause = said_cause = ""
         backoff = Backoff()
         while True:
             member = self.members.pick()
@@ -199,12 +199,15 @@ class Caller:
                     return said
                 if said.error is not None and said.status not in (429, 503):
                     raise ReadRefused(said.status, said.error.error, said.error.message, said.error.field)
-                cause = said.error.error if said.error is not None else f"{member.url} answered HTTP {said.status}"
+                if said.error is not None:
+                    said_cause = f"{said.error.error}: {said.error.message}"
+                cause = f"{member.url} answered HTTP {said.status}"
                 pause_ms = said.retry_after_ms if said.status == 429 else 0.0
                 if said.status != 429:
                     self.members.failed(member)
             if not await backoff.wait(deadline=deadline, at_least_ms=pause_ms):
-                raise Unavailable(cause)
+                # The last try is often cut short by the deadline; what a member said before says more.
+                raise Unavailable(said_cause or cause)
             if not pause_ms:
                 await self.members.look_for_leader(self.session(), self.auth)
 

@@ -311,6 +311,9 @@ class HardenedEngine:
         if self._raft.is_leader:
             return NoQuorum(f"{self.member.name} could not confirm that it still leads")
         if self._raft.leader is None:
+            reached, voters = 1 + len(self._raft.connected), 1 + len(self._others)
+            if 2 * reached <= voters:
+                return NoQuorum(f"{self.member.name} reaches {reached} of {voters} members")
             return NoLeader("no leader is known")
         return NoQuorum(f"{self._raft.leader} did not confirm that it leads")
 

@@ -4,6 +4,7 @@ It keeps the contract of cluster.wire that a client leans on: a key is executed 
 gets the first answer, with another body it is refused.
 """
 
+import asyncio
 import random
 import socket
 from collections import deque
@@ -130,6 +131,8 @@ class FakeNode:
         fault = self.faults.popleft() if self.faults else ""
         if fault == "no_quorum":
             return _error(503, 1021, "no_quorum")
+        if fault == "hang":
+            await asyncio.sleep(60)
         if fault == "epoch_changed":
             return _error(409, 1031, fault)
         if request.match_info["id"] == "nobody":

@@ -225,6 +225,11 @@ def test_reads_retry_refuse_and_give_up() -> None:
             node.faults.extend(["no_quorum"] * 50)
         with pytest.raises(Unavailable, match="no_quorum"):
             await client.account("alice")
+        for node in (first, second):
+            node.faults.clear()
+            node.faults.extend(["no_quorum", *["hang"] * 50])
+        with pytest.raises(Unavailable, match="no_quorum"):  # and not that the last try was cut short
+            await client.account("alice")
 
     run(scenario, timeout_ms=300)
 
