@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import cases, cluster_cases, datasets, fit, lobster
+from bench import cases, cluster_cases, datasets, fit, lobster, pause_case
 from bench.generator import Market as MadeUpMarket
 from bench.lobster import LobsterError
 from bench.report import Report, as_json, print_report
@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cluster-single": cluster_cases.single,
     "cluster-one": cluster_cases.one,
     "kill": cluster_cases.kill,
+    "pause": pause_case.pause,
     "store-start": cases.store_start,
     "disk": cluster_cases.disk,
 }
@@ -42,6 +43,7 @@ OPTIONS = {
     "cluster-single": {"seconds", "seed", "path", "rate_per_s"},
     "cluster-one": {"seconds", "seed", "path"},
     "kill": {"kills", "rate_per_s", "seed", "path"},
+    "pause": {"pause_s", "rounds", "rate_per_s"},
     "store-start": {"accounts"},
     "disk": {"commands", "seed", "path"},
 }
@@ -68,6 +70,10 @@ def run_benchmarks(
     commands: Annotated[int | None, typer.Option(min=1_000, help="How many commands to send.")] = None,
     rate: Annotated[int | None, typer.Option(min=1, help="Commands a second.")] = None,
     kills: Annotated[int | None, typer.Option(min=1, help="How often the leader is killed.")] = None,
+    pause_s: Annotated[
+        list[float] | None, typer.Option(min=1.0, help="How long the leader is paused; may be given more than once.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How often each is done.")] = None,
     accounts: Annotated[int | None, typer.Option(min=1, help="Accounts in the store.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, max=4_096, help="Commands in a batch of the bare engine.")] = None,
     frame: Annotated[int | None, typer.Option(min=1, max=500, help="Commands in a WebSocket frame.")] = None,
@@ -89,6 +95,8 @@ def run_benchmarks(
         "commands": commands,
         "rate_per_s": rate,
         "kills": kills,
+        "pause_s": tuple(pause_s) if pause_s else None,
+        "rounds": rounds,
         "accounts": accounts,
         "batch": batch,
         "frame": frame,
@@ -98,7 +106,7 @@ def run_benchmarks(
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if not any(name in OPTIONS[one] for one in wanted):
-            raise typer.BadParameter(f"{name.replace('_per_s', '')} means nothing to {', '.join(wanted)}")
+            raise typer.BadParameter(f"{_flag(name)} means nothing to {', '.join(wanted)}")
     reports: list[Report] = []
     failed = False
     with _workspace(folder) as root:
@@ -119,6 +127,11 @@ def run_benchmarks(
     if as_json_:
         sys.stdout.write(as_json(reports) + "\n")
     raise typer.Exit(0 if not failed and all(report.passed for report in reports) else 1)
+
+
+def _flag(name: str) -> str:
+    """The option as it is typed, without its dashes in front."""
+    return name.replace("_per_s", "").replace("_", "-")
 
 
 @contextmanager

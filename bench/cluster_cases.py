@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,24 +15,19 @@ from bench.driver import Driver, longest_gap_s
 from bench.flow import Act, Intent
 from bench.market import Market
 from bench.report import Figure, Report, at_least, at_most, exactly
-from bench.running import RunError, Running, run_loop, running
+from bench.running import LIMITS, RunError, Running, run_loop, running
 from bench.stats import spread
-from cluster.client import Client, Health
-from cluster.wire import MemberView
+from bench.watching import caught_up, leader_of
 from statemachine.inspection import inspect_store
 
 SYMBOL = "BENCH"
-RATE_LIMIT_PER_S = 10_000_000
-"""Rate limits per principal are lifted: one principal sends all the load."""
-LIMITS = {"rate_per_s": RATE_LIMIT_PER_S, "rate_burst": RATE_LIMIT_PER_S}
-
 PIPELINED_FLOOR_PER_S = 20_000
 SINGLE_RATE_PER_S = 10_000
 SINGLE_P99_MS = 50.0
 ONE_P50_MS = 5.0
 OUTAGE_P99_S = 1.0
 KILL_WARMUP_S = 1.0
-KILL_TIMEOUT_S = 30.0
+KILL_TIMEOUT_MS = 30_000
 
 
 def pipelined(folder: Path, *, seconds: float = 10, seed: int = 1, path: str = "", frame: int = 50) -> Report:
@@ -140,7 +136,7 @@ async def _load_leader(cluster: Running, market: Market, spec: load.Spec) -> tup
     """The result, and who led. Raises RunError."""
     await cluster.open_market(market)
     async with cluster.client("auditor", ("*",)) as auditor:
-        leader = await _leader(cluster, auditor)
+        leader = await leader_of(cluster, auditor)
     spec.url = cluster.url(leader)
     spec.token = cluster.token("trader", market.accounts)
     spec.pids = {name: pid for name in cluster.launcher.members if (pid := cluster.launcher.running(name)) is not None}
@@ -158,18 +154,7 @@ async def _load_leader(cluster: Running, market: Market, spec: load.Spec) -> tup
     return msgspec.json.decode(output, type=load.Result), leader
 
 
-async def _leader(cluster: Running, auditor: Client, *, timeout_s: float = KILL_TIMEOUT_S) -> str:
-    """Wait for a leader. Raises RunError."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        leader = await cluster.leader(auditor)
-        if leader:
-            return leader
-        await asyncio.sleep(0.05)
-    raise RunError(f"no leader within {timeout_s} s")
-
-
-def kill(folder: Path, *, kills: int = 20, rate_per_s: int = 2_000, seed: int = 1, path: str = "") -> Report:
+def kill(folder: Path, *, kills: int = 50, rate_per_s: int = 1_000, seed: int = 1, path: str = "") -> Report:
     """SIGKILL of the leader under load, again and again; then every command is asked for once more."""
     began = time.monotonic()
     market = Market(SYMBOL)
@@ -203,21 +188,21 @@ async def _kill(
     await cluster.open_market(market)
     draws = random.Random(seed)
     outages: list[float] = []
-    caught_up: list[float] = []
-    trader = cluster.client("trader", market.accounts, timeout_ms=int(KILL_TIMEOUT_S * 1e3))
+    returned: list[float] = []
+    trader = cluster.client("trader", market.accounts, timeout_ms=KILL_TIMEOUT_MS)
     async with trader, cluster.client("auditor", ("*",)) as auditor:
         driver = Driver(trader, market, intents, run=f"kill-{time.time_ns():x}", frame=10, rate_per_s=rate_per_s)
         sending = asyncio.create_task(driver.send(1 << 60))
         try:
             for _ in range(kills):
                 await asyncio.sleep(KILL_WARMUP_S + draws.random())
-                leader = await _leader(cluster, auditor)
+                leader = await leader_of(cluster, auditor)
                 at = time.monotonic()
-                cluster.launcher.kill(leader)
-                await _leader(cluster, auditor)
+                cluster.launcher.signal(leader, signal.SIGKILL)  # not `kill`: that waits, and the load with it
+                await leader_of(cluster, auditor)
                 await asyncio.sleep(1.0)
                 cluster.launcher.start(leader, die_with_us=True)
-                caught_up.append(await _caught_up(auditor, leader))
+                returned.append(await caught_up(auditor, leader))
                 outages.append(longest_gap_s(driver.answered_at, at, after_s=5.0))
                 if sending.done():
                     sending.result()
@@ -235,25 +220,9 @@ async def _kill(
         Figure("outage p50", lasted.p50_ms, "ms"),
         at_most("outage p99", lasted.p99_ms, OUTAGE_P99_S * 1e3, "ms"),
         Figure("outage longest", lasted.max_ms, "ms"),
-        Figure("killed member has caught up after, longest", max(caught_up, default=0.0), "s"),
+        Figure("killed member has caught up after, longest", max(returned, default=0.0), "s"),
         Figure("commands checked", checked.asked),
     ], [f"unknown to the client at the end: {len(driver.unknown)}"] if driver.unknown else []
-
-
-async def _caught_up(auditor: Client, name: str, *, timeout_s: float = KILL_TIMEOUT_S) -> float:
-    """Wait until a member is ready and has applied what was committed when this was called; seconds it took."""
-    began = time.monotonic()
-    target = max((view.commit_index for view in _views(await auditor.members())), default=0)
-    while time.monotonic() - began < timeout_s:
-        for view in _views(await auditor.members()):
-            if view.name == name and view.ready and view.applied_index >= target:
-                return time.monotonic() - began
-        await asyncio.sleep(0.05)
-    raise RunError(f"{name} has not caught up within {timeout_s} s")
-
-
-def _views(found: list[Health]) -> list[MemberView]:
-    return [health.view for health in found if health.view is not None]
 
 
 def disk(folder: Path, *, commands: int = 100_000, seed: int = 1, path: str = "") -> Report:

@@ -26,6 +26,9 @@ BASE_PORT = 7700
 PORT_MAX = 32_000
 """Below the range from which the system takes ports for outgoing connections."""
 SETUP_TIMEOUT_MS = 20_000
+RATE_LIMIT_PER_S = 10_000_000
+LIMITS = {"rate_per_s": RATE_LIMIT_PER_S, "rate_burst": RATE_LIMIT_PER_S}
+"""Rate limits per principal are lifted: one principal sends all the load."""
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 T = TypeVar("T")

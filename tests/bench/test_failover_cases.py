@@ -1,0 +1,33 @@
+"""The benchmarks that break real clusters, each run once and small: they measure, and they judge."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from bench import cli
+
+
+def run(folder: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The report, and its figures by name."""
+    result = CliRunner().invoke(cli.app, ["run", *arguments, "--json", "--folder", str(folder)])
+    assert result.stdout, result.output
+    (report,) = json.loads(result.stdout)
+    return report, {figure["name"]: figure for figure in report["figures"]}
+
+
+def test_a_paused_leader_answers_nothing_old_and_the_judge_would_see_it(tmp_path: Path) -> None:
+    report, figures = run(tmp_path, "pause", "--pause-s", "1.5", "--rounds", "1", "--rate", "200")
+    correct = [figure for figure in report["figures"] if figure["target"] == "0"]
+    assert len(correct) == 7
+    assert all(figure["passed"] for figure in correct), correct
+    teeth = figures["stale reads found when asked for local ones (the judge's teeth)"]
+    assert teeth["passed"], teeth
+    answered = figures["requests that waited in the paused member: answered"]["value"]
+    assert answered + figures["  refused with an error"]["value"] == 32
+    assert answered > 0
+    assert figures["linearizable reads judged"]["value"] > 100
+    assert figures["pause of 1.5 s: another leads after, p50"]["value"] > 0
+    assert figures["writes acknowledged"]["value"] > 300
+    assert report["settings"]["pauses"] == "1 each of 1.5 s"
