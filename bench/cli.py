@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import cases, cluster_cases, datasets, fit, lobster, pause_case
+from bench import cases, cluster_cases, datasets, fit, lobster, pause_case, transfer_case
 from bench.generator import Market as MadeUpMarket
 from bench.lobster import LobsterError
 from bench.report import Report, as_json, print_report
@@ -27,6 +27,7 @@ out = Console(highlight=False)
 talk = Console(stderr=True, highlight=False)
 
 Benchmark = Callable[..., Report]
+Way = Literal["api", "sigterm"]
 BENCHMARKS: dict[str, Benchmark] = {
     "engine": cases.engine,
     "cluster-pipelined": cluster_cases.pipelined,
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cluster-one": cluster_cases.one,
     "kill": cluster_cases.kill,
     "pause": pause_case.pause,
+    "transfer": transfer_case.transfer,
     "store-start": cases.store_start,
     "disk": cluster_cases.disk,
 }
@@ -44,6 +46,7 @@ OPTIONS = {
     "cluster-one": {"seconds", "seed", "path"},
     "kill": {"kills", "rate_per_s", "seed", "path"},
     "pause": {"pause_s", "rounds", "rate_per_s"},
+    "transfer": {"transfers", "by", "rate_per_s", "seed", "path"},
     "store-start": {"accounts"},
     "disk": {"commands", "seed", "path"},
 }
@@ -70,6 +73,8 @@ def run_benchmarks(
     commands: Annotated[int | None, typer.Option(min=1_000, help="How many commands to send.")] = None,
     rate: Annotated[int | None, typer.Option(min=1, help="Commands a second.")] = None,
     kills: Annotated[int | None, typer.Option(min=1, help="How often the leader is killed.")] = None,
+    transfers: Annotated[int | None, typer.Option(min=1, help="How often leadership is handed over.")] = None,
+    by: Annotated[Way | None, typer.Option(help="Hand over by the API, or by SIGTERM to the leader.")] = None,
     pause_s: Annotated[
         list[float] | None, typer.Option(min=1.0, help="How long the leader is paused; may be given more than once.")
     ] = None,
@@ -97,6 +102,8 @@ def run_benchmarks(
         "kills": kills,
         "pause_s": tuple(pause_s) if pause_s else None,
         "rounds": rounds,
+        "transfers": transfers,
+        "by": by,
         "accounts": accounts,
         "batch": batch,
         "frame": frame,

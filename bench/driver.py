@@ -52,7 +52,8 @@ class Checked(Struct, frozen=True):
 class Driver:
     """Runs intents through one pipelined stream, in frames, at most so many under way at once.
 
-    rate_per_s: commands a second, evenly; 0 sends as fast as answers come.
+    rate_per_s: commands a second, evenly; 0 sends as fast as answers come. With a rate, and room for all frames under
+        way, it is an open loop: commands are sent when due, and latency counts from then.
     """
 
     def __init__(
@@ -81,10 +82,13 @@ class Driver:
         self.refused: Counter[str] = Counter()
         self.turned_away: Counter[str] = Counter()
         self.latencies_ms = array("d")
-        """Of each frame, from the moment at which it was given to the stream."""
+        """Of each frame, from the moment at which it was given to the stream; with a rate, from when it was due."""
         self.answered_at = array("d")
         """time.monotonic() of each frame's answers."""
         self.seconds = 0.0
+        self.resent = 0
+        """Commands that the client library sent again."""
+        self._stopping = False
         self.filled = 0
         """Orders that traded on entry, in part at least."""
 
@@ -98,36 +102,47 @@ class Driver:
         self._waiting.append((commands, event))
         await event.wait()
 
+    def stop(self) -> None:
+        """Send no more; `send` waits for what is under way, and returns."""
+        self._stopping = True
+
     async def send(self, commands: int) -> None:
         """Send so many commands (fewer where the flow ends) and wait for all of their answers."""
         began = time.monotonic()
-        async with self._client.stream() as stream, asyncio.TaskGroup() as group:
+        async with self._client.stream() as stream:
+            try:
+                await self._send_all(stream, commands, began)
+            finally:
+                self.resent += stream.resent
+        self.seconds += time.monotonic() - began
+
+    async def _send_all(self, stream: Stream, commands: int, began: float) -> None:
+        async with asyncio.TaskGroup() as group:
             sent = 0
-            while sent < commands:
+            while sent < commands and not self._stopping:
                 await self._room.acquire()
                 taken = self._dispatcher.take(min(self._frame, commands - sent))
                 if not taken:
                     self._room.release()
                     break
+                due = began + sent / self._rate_per_s if self._rate_per_s else time.monotonic()
                 sent += len(taken)
-                group.create_task(self._send(stream, taken))
+                group.create_task(self._send(stream, taken, due))
                 if self._rate_per_s:
                     await asyncio.sleep(max(0.0, began + sent / self._rate_per_s - time.monotonic()))
-        self.seconds += time.monotonic() - began
 
     def abandon(self) -> None:
         """After `send` was canceled: what had no answer yet is unknown."""
         self.unknown.extend(self._under_way.values())
         self._under_way.clear()
 
-    async def _send(self, stream: Stream, taken: list[Asked]) -> None:
+    async def _send(self, stream: Stream, taken: list[Asked], due: float) -> None:
         sent_at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         kept: list[Kept] = []
         for asked in taken:
             request = self._market.request(asked.intent, asked.key, asked.order, sent_at)
             kept.append(Kept(request, asked.intent.act))
             self._under_way[request.key] = kept[-1]
-        began = time.monotonic()
         try:
             outcomes = await stream.submit([one.request for one in kept])
         finally:
@@ -135,7 +150,7 @@ class Driver:
         now = time.monotonic()
         for one in kept:
             del self._under_way[one.request.key]
-        self.latencies_ms.append((now - began) * 1e3)
+        self.latencies_ms.append((now - due) * 1e3)
         self.answered_at.append(now)
         for one, asked, outcome in zip(kept, taken, outcomes, strict=True):
             if isinstance(outcome, Refused):

@@ -92,6 +92,8 @@ class Stream:
         self._listening: Listen | None = None
         self._updates: asyncio.Queue[OrderUpdates | StreamRefused] = asyncio.Queue(UPDATES_WAITING_MAX + 1)
         self._guards: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self.resent = 0
+        """Commands that were sent again, since a try ended without a clear answer."""
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
@@ -189,9 +191,12 @@ class Stream:
         last = Answer(error="unreachable", message=self._cause)
         waiting = list(range(len(requests)))
         backoff = Backoff()
+        tried = False
         await self._enter(len(requests))
         try:
             while waiting:
+                self.resent += len(waiting) if tried else 0
+                tried = True
                 again: list[int] = []
                 try:
                     answers = await self._exchange([requests[i] for i in waiting], deadline)

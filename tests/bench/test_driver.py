@@ -33,6 +33,7 @@ class FakeCluster:
         self.forge = forge
         self.silent = silent
         self.open: dict[str, str] = {}
+        self.resent = 0
 
     @asynccontextmanager
     async def stream(self) -> Any:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from bench import cli
@@ -31,3 +32,18 @@ def test_a_paused_leader_answers_nothing_old_and_the_judge_would_see_it(tmp_path
     assert figures["pause of 1.5 s: another leads after, p50"]["value"] > 0
     assert figures["writes acknowledged"]["value"] > 300
     assert report["settings"]["pauses"] == "1 each of 1.5 s"
+
+
+@pytest.mark.parametrize("by", ["sigterm"])
+def test_leadership_is_handed_over_and_nothing_fails(by: str, tmp_path: Path) -> None:
+    report, figures = run(tmp_path, "transfer", "--by", by, "--transfers", "2", "--rate", "200")
+    correct = [figure for figure in report["figures"] if figure["target"] == "0"]
+    assert len(correct) == 4
+    assert all(figure["passed"] for figure in correct), correct
+    pause = figures["  of all hand-overs"]
+    # How long it is depends on who else uses this machine; that it is measured does not.
+    assert 0 < pause["value"] < 5_000
+    assert pause["target"] == "< 200"
+    assert figures["requests"]["value"] > 300
+    assert figures["latency around a hand-over, p50"]["value"] > 0
+    assert report["settings"]["by"] == by
