@@ -28,13 +28,23 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cluster import wire
-from cluster.client_answers import ClientError, Done, Outcome, ReadRefused, Refused, Unavailable, Unknown
+from cluster.client_answers import (
+    ChangeUnknown,
+    ClientError,
+    Done,
+    Outcome,
+    ReadRefused,
+    Refused,
+    Unavailable,
+    Unknown,
+)
 from cluster.client_http import Caller, Said
 from cluster.client_members import Health, Member, Members
 from cluster.client_stream import Stream, StreamRefused
 from cluster.topology import MemberRole, read_topology
 
 __all__ = [
+    "ChangeUnknown",
     "Client",
     "ClientError",
     "Done",
@@ -475,7 +485,24 @@ class Client:
         """Any GET of the API, as it came. Raises ReadRefused, Unavailable."""
         return (await self._read(path, params or {}, "linearizable", timeout_ms)).body
 
+    # ---- the cluster itself: each change is made once, however often it is asked for ----
+
+    async def transfer_leadership(
+        self, to: str = "", *, source: str = "", timeout_ms: int | None = None
+    ) -> wire.LeadershipView:
+        """Hand leadership to a member, or to the replica that is furthest; returns who leads then.
+
+        source: only while this member leads; without it, and without `to`, a repeat would move it on.
+        Raises ReadRefused (nothing was done), Unavailable (nor here), ChangeUnknown.
+        """
+        body = _encode(wire.TransferLeadership(to=to, source=source))
+        return await self._change("POST", "/v1/cluster/transfer", wire.LeadershipView, body, timeout_ms)
+
     # ---- how ----
+
+    async def _change(self, method: str, path: str, kind: type[View], body: bytes, timeout_ms: int | None) -> View:
+        said = await self._caller.change(method, path, body=body, deadline=self._deadline(timeout_ms))
+        return _decode(said.body, kind)
 
     def _prepared(self, request: wire.AnyRequest) -> wire.AnyRequest:
         if self._sent_at and not request.sent_at:

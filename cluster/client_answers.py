@@ -86,6 +86,14 @@ class Unavailable(ClientError):
         self.cause = cause
 
 
+class ChangeUnknown(ClientError):
+    """The deadline came first: the cluster may have been changed, or may yet. Ask for the same again, or look."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"whether it was done is not known: {cause}")
+        self.cause = cause
+
+
 class Verdict(Enum):
     """What one try means: its answer stands, nothing was logged so try again, or nobody knows."""
 

@@ -10,7 +10,16 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from cluster.client_answers import Outcome, ReadRefused, Unavailable, Verdict, given_up, judge, outcome
+from cluster.client_answers import (
+    ChangeUnknown,
+    Outcome,
+    ReadRefused,
+    Unavailable,
+    Verdict,
+    given_up,
+    judge,
+    outcome,
+)
 from cluster.client_members import Member, Members, describe
 from cluster.wire import Answer, ErrorBody
 
@@ -181,17 +190,40 @@ class Caller:
             ReadRefused: understood and refused (4xx).
             Unavailable: no answer in time.
         """
+        return await self._until(
+            "GET", path, headers={**self.auth, **(headers or {})}, params=params, body=None, deadline=deadline
+        )
+
+    async def change(self, method: str, path: str, *, body: bytes, deadline: float) -> Said:
+        """Change the cluster itself: one and the same change however often it is sent. As `read`, and raises
+
+        ChangeUnknown: no answer that settles it in time, and a try may have reached a leader.
+        """
+        headers = {**self.auth, "Content-Type": "application/json"}
+        return await self._until(method, path, headers=headers, params={}, body=body, deadline=deadline)
+
+    async def _until(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        params: Mapping[str, str],
+        body: bytes | None,
+        deadline: float,
+    ) -> Said:
         cause = said_cause = ""
+        unsure = False
         backoff = Backoff()
         while True:
             member = self.members.pick()
             pause_ms = 0.0
             try:
-                all_headers = {**self.auth, **(headers or {})}
                 said = await self._once(
-                    member, "GET", path, headers=all_headers, params=params, body=None, deadline=deadline
+                    member, method, path, headers=headers, params=params, body=body, deadline=deadline
                 )
             except (aiohttp.ClientError, TimeoutError, OSError) as failure:
+                unsure = unsure or not isinstance(failure, aiohttp.ClientConnectorError)
                 cause = _failure(member, failure)
                 self.members.failed(member)
             else:
@@ -199,6 +231,7 @@ class Caller:
                     return said
                 if said.error is not None and said.status not in (429, 503):
                     raise ReadRefused(said.status, said.error.error, said.error.message, said.error.field)
+                unsure = unsure or said.status >= 500 if said.error is None else unsure or not said.error.definite
                 if said.error is not None:
                     said_cause = f"{said.error.error}: {said.error.message}"
                 cause = f"{member.url} answered HTTP {said.status}"
@@ -207,7 +240,7 @@ class Caller:
                     self.members.failed(member)
             if not await backoff.wait(deadline=deadline, at_least_ms=pause_ms):
                 # The last try is often cut short by the deadline; what a member said before says more.
-                raise Unavailable(said_cause or cause)
+                raise (ChangeUnknown if unsure and method != "GET" else Unavailable)(said_cause or cause)
             if not pause_ms:
                 await self.members.look_for_leader(self.session(), self.auth)
 

@@ -490,3 +490,21 @@ class MemberView(Struct, frozen=True, kw_only=True):
     log: str = ""
     rejoining: bool = False
     refusal: str = ""
+
+
+# ---- the cluster itself ----
+
+
+class TransferLeadership(Struct, frozen=True, forbid_unknown_fields=True, rename={"source": "from"}):
+    """to: a full replica; left out: the one that is furthest. from: only while this member leads, so that the
+    same request may be sent again."""
+
+    to: Text = ""
+    source: Text = ""
+
+
+class LeadershipView(Struct, frozen=True):
+    """Who leads now."""
+
+    leader: str
+    term: int

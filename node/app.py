@@ -25,9 +25,10 @@ from cluster.consensus.settings import EngineSettings, Limits
 from cluster.topology import MemberRole
 from node import docs_page, feed, install, openapi, stream
 from node.answers import Answers
-from node.api import accounts, commands, markets, orders, status
+from node.api import accounts, cluster, commands, markets, orders, status
 from node.auth import Authenticator, public_keys
 from node.catalogue import Catalogue
+from node.changes import Changes
 from node.clock import SteadyClock
 from node.config import NodeConfig
 from node.context import NODE, Node
@@ -115,7 +116,9 @@ class App:
         node.epoch = config.topology.epoch
         node.session_tokens = SessionTokens(config.session_key, epoch=node.epoch)
         replicas = [member.name for member in config.topology.members if member.role is MemberRole.replica]
-        self._leaving = Leaving(engine, replicas)
+        self._leaving = leaving = Leaving(engine, replicas)
+        members = {member.name: member for member in config.topology.members}
+        node.changes = Changes(engine, members=lambda: members, successors=lambda: leaving.successors)
         self._observe_apply = node.metrics.stage_seconds["apply"].observe
         self._driver: Driver | None = None
         self._guard = ConnectionGuard(HttpLimits.of(limits))
@@ -135,6 +138,7 @@ class App:
         if not node.is_witness:
             install.finish(config.data_dir, cluster_id=config.topology.cluster_id, member=config.name)
             self._build_replica()
+        node.engine.on_message = self._message
         self._watch()
         web_app = self._web_app()
         applied_index = 0 if node.is_witness else node.machine.applied_index
@@ -201,7 +205,6 @@ class App:
         )
         node.engine.on_committed = self._committed
         node.engine.on_role = self._role_changed
-        node.engine.on_message = self._message
         if isinstance(node.engine, HardenedEngine):
             node.engine.snapshots = Snapshots(
                 store,
@@ -251,6 +254,7 @@ class App:
         )
         app[NODE] = node
         app.add_routes(status.routes(node))
+        app.add_routes(cluster.ROUTES)
         if not node.is_witness:
             for module in (orders, accounts, markets, commands):
                 app.add_routes(module.ROUTES)
@@ -318,7 +322,8 @@ class App:
             self._leaving.heard(member)
             return
         try:
-            self.node.submitter.received(member, kind, body)
+            if not self.node.changes.received(member, kind, body) and not self.node.is_witness:
+                self.node.submitter.received(member, kind, body)
         except ValueError as error:
             log.error("unreadable message", member=member, kind=kind, error=str(error)[:300])
 
@@ -352,6 +357,7 @@ class App:
                     offer.index,
                     offer.index_term,
                     str(folder.relative_to(config.data_dir)),
+                    offer.configuration,
                 )
                 install.decide(config.data_dir, wish)
         except Exception as error:
@@ -396,6 +402,7 @@ class App:
         node = self.node
         node.ready = False
         await self._leaving.stop()
+        await node.changes.stop()
         if self._server is not None:
             self._server.close()
         await self._guard.stop()

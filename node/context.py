@@ -10,6 +10,7 @@ from cluster.consensus.engine import Engine
 from node.answers import Answers
 from node.auth import Authenticator, Principal
 from node.catalogue import Catalogue
+from node.changes import Changes
 from node.clock import SteadyClock
 from node.config import NodeConfig
 from node.door import Door
@@ -43,6 +44,7 @@ class Node:
 
     config: NodeConfig
     engine: Engine
+    changes: Changes
     machine: Machine
     store: Store
     history: History

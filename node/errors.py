@@ -217,6 +217,67 @@ class RequestTimeout(NodeError):
     error = "request_timeout"
 
 
+class MemberNotFound(NodeError):
+    """The cluster has no member of this name. Nothing was logged."""
+
+    status = 404
+    number = 1040
+    error = "member_not_found"
+
+
+class MemberIsWitness(NodeError):
+    """A witness holds no state: it can't lead for clients. Nothing was done."""
+
+    status = 409
+    number = 1041
+    error = "member_is_witness"
+
+
+class MemberNotVoter(NodeError):
+    """A learner or a read replica can't lead. Nothing was done."""
+
+    status = 409
+    number = 1042
+    error = "member_not_voter"
+
+
+class MemberNotReached(NodeError):
+    """The leader has no connection to this member, or it is on its way out. Nothing was done."""
+
+    status = 409
+    number = 1043
+    error = "member_not_reached"
+
+
+class MemberBehind(NodeError):
+    """This member lacks too much of the log. Nothing was done: try again when it has caught up."""
+
+    status = 409
+    number = 1044
+    error = "member_behind"
+
+
+class ChangeRefused(NodeError):
+    """This change of the members can't be; the message says why. Nothing was logged."""
+
+    status = 409
+    number = 1045
+    error = "change_refused"
+
+
+class ChangeUnknown(NodeError):
+    """The time was over before the change was known to hold; it may yet.
+
+    Ask again for the same change: it is made once, however often it is asked for.
+    """
+
+    definite = False
+    status = 503
+    number = 1046
+    error = "change_unknown"
+    retry_after_s = 1.0
+
+
 def error_body(error: NodeError, request_id: str = "") -> wire.ErrorBody:
     return wire.ErrorBody(
         code=error.code,

@@ -179,6 +179,9 @@ TABLE: tuple[Operation, ...] = (
               roles=(_AUDITOR,), answer=FeedPage, parameters=(_AFTER, _FEED_LIMIT, _WAIT)),
     Operation(method="get", path="/v1/feed/snapshot", summary="Read the whole state at one index, page by page",
               roles=(_AUDITOR,), answer=SnapshotPage, parameters=(_SNAPSHOT_TOKEN, _FEED_LIMIT)),
+    Operation(method="post", path="/v1/cluster/transfer", summary="Hand leadership to another member",
+              roles=(_OPERATOR,), body=wire.TransferLeadership, answer=wire.LeadershipView,
+              parameters=(_TIMEOUT,)),
     Operation(
         method="get", path="/v1/status", summary="Show this member", answer=wire.MemberView, parameters=(_DIGEST_AT,)
     ),

@@ -109,7 +109,9 @@ MEANS: dict[str, str] = {
     "position": "group.epoch.index.seq, good on every replica.",
     "table": "Which table the rows are of.",
     "rows": "Rows of one table.",
-    # ---- a member ----
+    # ---- the cluster and its members ----
+    "to": "The member that shall lead; left out: the full replica that is furthest.",
+    "from": "Only while this member leads: then the same request may be sent again.",
     "name": "Name of the member.",
     "site": "Its datacenter.",
     "role": "replica: log and state. witness: the log alone.",

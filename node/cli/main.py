@@ -34,7 +34,9 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "cluster": Entry("node.cli.cluster:cluster", "Make a new cluster folder: members, certificates, keys.", RUN),
+    "cluster": Entry(
+        "node.cli.members:cluster", "Make a cluster folder; move leadership, add and replace members.", RUN
+    ),
     "up": Entry("node.cli.cluster:up", "Start the members of a cluster on this machine.", RUN),
     "down": Entry("node.cli.cluster:down", "Stop them.", RUN),
     "status": Entry("node.cli.status:status", "Who leads, how far each member is, whether they agree.", RUN),
@@ -174,6 +176,7 @@ def _explain(error: Exception) -> int:
         "CliError": EXIT_REFUSED,
         "StreamRefused": EXIT_REFUSED,
         "Unavailable": EXIT_UNREACHABLE,
+        "ChangeUnknown": EXIT_UNKNOWN,
     }
     code = known.get(type(error).__name__)
     if isinstance(error, OSError):

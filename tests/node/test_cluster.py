@@ -121,11 +121,12 @@ class Group:
                 body = {"kind": "deposit", "account": account, "asset": asset, "amount": "1000000"}
                 await self.do("POST", "/v1/transfers", body=body, key=f"d-{account}-{asset}", **custodian)
 
-    async def start_again(self, name: str) -> None:
-        """Start a member that ended, wait until it is ready and has caught up."""
+    async def start_again(self, name: str, *, load_goes_on: bool = False) -> None:
+        """Start a member that ended, wait until it is ready and, while nothing else happens, has caught up."""
         self.launcher.start(name, die_with_us=True)
         await asyncio.to_thread(self.launcher.wait_ready, timeout_ms=30_000)
-        await self.agreed()
+        if not load_goes_on:
+            await self.agreed()
 
     async def agreed(self) -> tuple[int, str]:
         """Wait until the replicas stand at one index; returns it and the digest that both have there."""

@@ -101,6 +101,7 @@ MISTAKES = [
     ("instrument calendar AAPL --weekdays nine-to-five", 1, "09:30-16:00"),
     ("instrument limits AAPL", 1, "nothing to change"),
     ("node nobody", 1, "neither a file nor a member"),
+    ("cluster transfer --timeout-ms 100", 4, "connection refused"),
 ]
 
 

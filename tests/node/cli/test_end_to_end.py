@@ -123,6 +123,15 @@ def test_a_day_at_the_terminal(user: User) -> None:
     user.does("transfer alice bob USD 1.00")
     assert user.gets("deposit alice EUR 1", code=1)["error"] == "asset_not_found"
 
+    # Leadership moves by request; asked for again, it stays there.
+    other = next(name for name in ("dc-a", "dc-b") if name != leader)
+    moved = user.gets(f"cluster transfer --to {other}")
+    assert moved["leader"] == other
+    assert user.gets(f"cluster transfer --to {other}") == moved
+    assert user.does("cluster transfer").out == f"{leader} leads in term {moved['term'] + 1}\n"
+    assert "is a witness" in user.does("cluster transfer --to tiebreaker", code=1).err
+    assert "no member 'nobody'" in user.does("cluster transfer --to nobody", code=1).err
+
     # The leader crashes; the next command finds the other side by itself.
     user.does(f"down {leader} --kill")
     user.does("order place buy AAPL 1 --price 100 --account alice --timeout-ms 15000")
