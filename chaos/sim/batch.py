@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
+import signal
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from importlib.metadata import version
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 
 import msgspec
@@ -55,6 +57,9 @@ REQUIRED = (
     "refused",
 )
 """What must have happened in a batch of the hardened engine; where one is zero the batch proves nothing."""
+
+AHEAD = 4
+"""So many seeds are given out for each process: one that takes long must not leave the others idle."""
 
 
 class Entry(Struct, frozen=True):
@@ -138,13 +143,24 @@ def one(task: tuple[int, str, str | None]) -> Outcome:
 
 
 def outcomes(engine: str, seeds: Iterable[int], shape: str | None, jobs: int) -> Iterator[Outcome]:
-    """In the order of the seeds, whatever the number of processes."""
+    """In the order of the seeds, whatever the number of processes. Closing it ends the processes at once."""
     tasks = ((seed, engine, shape) for seed in seeds)
     if jobs == 1:
         yield from map(one, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(one, tasks, chunksize=4)
+    with multiprocessing.get_context("spawn").Pool(jobs, _leave_interrupts) as pool:
+        ahead: deque[AsyncResult[Outcome]] = deque()
+        for task in tasks:
+            ahead.append(pool.apply_async(one, (task,)))
+            if len(ahead) == AHEAD * jobs:
+                yield ahead.popleft().get()
+        while ahead:
+            yield ahead.popleft().get()
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C goes to all processes of a terminal; the one that gave out the seeds ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """What must hold after every event: Raft's promises, and that nothing is said before it is on disk."""
 
 from collections import Counter
-from hashlib import blake2b
 from typing import Any, Protocol
 
 from chaos.sim.disk import NO_OP, Disk
@@ -96,15 +95,13 @@ class Checks:
         self.after(member)
 
     def after(self, member: Watched) -> None:
-        """An event of this member ended. Raises Violation."""
-        if not member.alive:
-            return
+        """An event of this living member ended. Raises Violation."""
         core = member.core
         shadow = self.shadows[member.name]
         terms = shadow.terms
         journal = core.journal
         last = journal.last_index
-        if last != len(terms) - 1 or (last and journal.entry(last)[2] != terms[last]):
+        if last != len(terms) - 1 or (last and journal.entry(last)[2] != terms[-1]):
             self._log_changed(member.name, shadow, journal)
         commit = core.commit_index
         if commit > shadow.committed:
@@ -235,7 +232,7 @@ class Checks:
 
     def applied_payload(self, member: Watched, index: int, payload: bytes, digest: bytes) -> None:
         name = member.name
-        if index > self.shadows[name].committed:
+        if index > self.shadows[name].committed and member.alive:
             self.after(member)  # committed and applied in one event
         if self.durable and index > member.disk.last_index:
             raise Violation("durable_apply", f"{name} applies {index}; on its disk is {member.disk.last_index}")
@@ -305,8 +302,3 @@ class Checks:
         on_disk = max(disk.vote.term, disk.entries[-1][2] if disk.entries else 0)
         if on_disk < term:
             raise Violation("durable_vote", f"{member.name} speaks in term {term}; on disk is {on_disk}")
-
-
-def fold(*parts: bytes) -> str:
-    """A short digest of something long, for the trace."""
-    return blake2b(b"\0".join(parts), digest_size=6).hexdigest()

@@ -43,6 +43,7 @@ def run_seeds(
     shape: Shape = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Don't stop at the first seed that fails.")] = False,
+    shrinks: Annotated[int, typer.Option(min=0, help="Runs spent on finding which faults are enough.")] = 200,
     ledger: Annotated[Path, typer.Option(help="Where to add a line about this batch.")] = LEDGER,
     as_json: Json = False,
 ) -> None:
@@ -72,7 +73,7 @@ def run_seeds(
     entry = batch.entry()
     batches.append(ledger, entry)
     if batch.broken:
-        _explain(batch.broken[0], draw_plan(batch.broken[0].seed, shape), engine)
+        _explain(batch.broken[0], draw_plan(batch.broken[0].seed, shape), engine, shrinks)
     if as_json:
         sys.stdout.write(msgspec.json.encode(entry).decode() + "\n")
     else:
@@ -210,13 +211,13 @@ def _only(plan: Plan, only: str | None) -> Plan:
     return plan.with_faults([plan.faults[number] for number in numbers])
 
 
-def _explain(outcome: Outcome, plan: Plan, engine: str) -> None:
+def _explain(outcome: Outcome, plan: Plan, engine: str, tries: int) -> None:
     chosen = "" if engine == "hardened" else f" --engine {engine}"
     talk.print(f"[bold red]seed {outcome.seed} ({outcome.shape})[/]: {outcome.detail}")
     talk.print(f"repeat it with: tiebreak sim show {outcome.seed}{chosen} --shape {outcome.shape}")
     with _progress() as progress:
         task = progress.add_task("shrinking", total=None, said="")
-        fewer = shrink(plan, engine_named(engine), outcome.broken, step=lambda: progress.advance(task))
+        fewer = shrink(plan, engine_named(engine), outcome.broken, tries, step=lambda: progress.advance(task))
     numbers = ",".join(str(plan.faults.index(fault)) for fault in fewer.faults)
     talk.print(f"{len(fewer.faults)} of its {len(plan.faults)} faults are enough:")
     for fault in fewer.faults:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from chaos.sim.chance import Chance
-from chaos.sim.checks import MONEY_EVERY, Checks, Violation, fold
+from chaos.sim.checks import MONEY_EVERY, Checks, Violation
 from chaos.sim.disk import Disk, DiskCommitter, DiskStorage
 from chaos.sim.network import Network
 from chaos.sim.world import World
@@ -50,13 +50,29 @@ class Forward(Struct, frozen=True):
     envelopes: list[Envelope]
 
 
+class Store(MemoryBacking):
+    """A store's durable image, or what a member has of it in memory."""
+
+    def copy(self) -> Store:
+        copy = Store()
+        copy.meta = self.meta
+        copy.tables = {name: dict(table) for name, table in self.tables.items()}
+        copy.buckets = {bucket: dict(keys) for bucket, keys in self.buckets.items()}
+        copy.results = dict(self.results)
+        return copy
+
+    @property
+    def traced(self) -> int:
+        return self.meta.applied_index
+
+
 class SnapshotCopy(Struct, frozen=True):
     """A leader's store after (index, index_term), all in one message: chunks and files are tested elsewhere."""
 
     term: int
     index: int
     index_term: int
-    store: MemoryBacking
+    store: Store
 
 
 class DiskWeather(Struct):
@@ -149,6 +165,7 @@ class Member:
         self, around: Surroundings, name: str, role: MemberRole, site: str, chance: Chance, weather: DiskWeather
     ) -> None:
         self.around = around
+        self._clock = around.world.clock
         self.name = name
         self.role = role
         self.site = site
@@ -160,7 +177,7 @@ class Member:
         self.disk = Disk(f"{name}-1")
         self.lost_disks: list[Disk] = []
         self.must_hold = 0  # what was committed when the disk was put in
-        self.store = MemoryBacking(keep_history=True)
+        self.store = Store()
         self.clock_base_us = chance.between(0, 10**9)
         self.clock_rate_ppm = 1_000_000
         self.clock_jump_us = 0
@@ -169,7 +186,7 @@ class Member:
         self.down_us = 0
         self.core: Core
         self.machine: Machine
-        self.backing: MemoryBacking
+        self.backing: Store
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -197,14 +214,14 @@ class Member:
         self._copying = False
         self._guard = ClockGuard(around.timing.clock_offset_ms_max)
         if around.engine.durable:
-            self.backing = _copied(self.store)
+            self.backing = self.store.copy()
         else:
-            self.backing = self.store = MemoryBacking(keep_history=True)
+            self.backing = self.store = Store()
         self.machine = Machine(self.backing, self.backing.state())
         around.world.trace(
             self.name, "starts", self.incarnation, "disk", self.disk.last_index, "store", self.machine.applied_index
         )
-        around.world.clock.seconds = self.seconds()
+        around.world.clock[0] = self.seconds()
         try:
             self.core = around.engine.start(self, self._storage, DiskCommitter(self), self.machine.applied_index)
         except Violation:
@@ -265,7 +282,10 @@ class Member:
     # -- clocks ----------------------------------------------------------------------------------
 
     def seconds(self) -> float:
-        return (self.clock_base_us + self.around.world.now_us * self.clock_rate_ppm // 1_000_000) / 1_000_000
+        now_us, rate_ppm = self.around.world.now_us, self.clock_rate_ppm
+        if rate_ppm == 1_000_000:
+            return (self.clock_base_us + now_us) / 1_000_000
+        return (self.clock_base_us + now_us * rate_ppm // 1_000_000) / 1_000_000
 
     def wall_us(self) -> int:
         return EPOCH_US + self.around.world.now_us + self.clock_jump_us
@@ -298,13 +318,13 @@ class Member:
     def do(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Let the process run: one call, a tick when it asked for one, then the checks."""
         around = self.around
-        around.world.clock.seconds = self.seconds()
+        self._clock[0] = self.seconds()
         core = self.core
         try:
             call(*arguments)
             if self._woken and self.alive:
                 self._woken = False
-                if self.chance.below(1000) >= around.lazy_tick:
+                if not around.lazy_tick or self.chance.below(1000) >= around.lazy_tick:
                     core.tick()
                     self._after_tick()
                 elif not self._tick_due:
@@ -319,9 +339,10 @@ class Member:
             if isinstance(cause, Violation):
                 raise cause from None
             raise Violation("no_fail_stop", f"{self.name} leaves: {type(error).__name__}: {error}") from error
-        around.checks.after(self)
-        if self.trap is not None and self.alive:
-            self._spring()
+        if self.alive:
+            around.checks.after(self)
+            if self.trap is not None:
+                self._spring()
 
     def _spring(self) -> None:
         core = self.core
@@ -375,7 +396,7 @@ class Member:
             return
         if late:
             self.around.counters["late_deliveries"] += 1
-        self.around.world.trace(self.name, "<-", source, _short(message))
+        self.around.world.trace(self.name, "<-", source, message)
         self.do(self._receive, source, message)
 
     def _receive(self, source: str, message: Any) -> None:
@@ -568,7 +589,7 @@ class Member:
             return
         self._copying = True
         core.hold_index = index
-        copy = SnapshotCopy(core.term, index, core.journal.term_at(index), _copied(self.store))
+        copy = SnapshotCopy(core.term, index, core.journal.term_at(index), self.store.copy())
         world.at(self.chance.between(10_000, 1_000_000), self._copied, incarnation, self.chance.pick(stranded), copy)
 
     def _copied(self, incarnation: int, target: str, copy: SnapshotCopy) -> None:
@@ -590,7 +611,7 @@ class Member:
         decided = self.chance.happens(800)  # else the power failed before the wish was on disk
         if decided and disk.commit_index < copy.index:
             self.around.counters["snapshots_installed"] += 1
-            self.store = _copied(copy.store)
+            self.store = copy.store.copy()
             if not (disk.first_index <= copy.index and disk.holds(copy.index, copy.index_term)):
                 disk.put([StartAfter(copy.index, copy.index_term), Committed(copy.index)])
         self.around.world.at(self.chance.between(20_000, 500_000), self.start)
@@ -611,7 +632,7 @@ class Member:
         self.lost_disks.append(self.disk)
         self.must_hold = len(self.around.checks.committed) - 1
         self.disk = Disk(f"{self.name}-{self.disks}")
-        self.store = MemoryBacking(keep_history=True)
+        self.store = Store()
         return True
 
     # -- clients ---------------------------------------------------------------------------------
@@ -730,23 +751,3 @@ class Member:
             self._transfer_again_us = now_us + self.around.timing.election_ms_max * 1000
             core.transfer_to(target)
             self._woken = True
-
-
-def _copied(store: MemoryBacking) -> MemoryBacking:
-    copy = MemoryBacking(keep_history=True)
-    copy.meta = store.meta
-    copy.tables = {name: dict(table) for name, table in store.tables.items()}
-    copy.buckets = {bucket: dict(keys) for bucket, keys in store.buckets.items()}
-    copy.results = dict(store.results)
-    return copy
-
-
-def _short(message: Any) -> str:
-    """For the trace: nothing that differs between processes, as an address does."""
-    if isinstance(message, SnapshotCopy):
-        return f"SnapshotCopy({message.term}, {message.index}, {message.index_term})"
-    fields = [
-        len(value) if isinstance(value, list) else fold(value) if isinstance(value, bytes) else value
-        for value in (getattr(message, name) for name in message.__struct_fields__)
-    ]
-    return f"{type(message).__name__}{tuple(fields)}"

@@ -74,11 +74,14 @@ class Network:
         self.blocked: dict[Pair, int] = {}
         self.newest: dict[Pair, Connection | None] = {}
         self.seen: dict[Pair, Connection] = {}  # (own end, other) -> what that end uses
+        self._ways: dict[Pair, tuple[int, int]] = {}  # the least and the most that a message takes
         self._numbers = 0
 
     def join(self, end: End) -> None:
-        for other in self.ends:
-            self.newest[_pair(end.name, other)] = None
+        for other in self.ends.values():
+            self.newest[_pair(end.name, other.name)] = None
+            way = self.weather.site_delay_us if end.site == other.site else self.weather.delay_us
+            self._ways[end.name, other.name] = self._ways[other.name, end.name] = way
         self.ends[end.name] = end
 
     # -- connections -----------------------------------------------------------------------------
@@ -204,7 +207,8 @@ class Network:
         if connection is None:
             return False
         if connection.open:
-            due_us = self.world.now_us + self._delay(source, target)
+            delay_us = self._delay(source, target)
+            due_us = self.world.now_us + delay_us
             queue = connection.queues[target]
             queue.append((due_us, message))
             if self.weather.twice and self.chance.happens(self.weather.twice):
@@ -212,7 +216,7 @@ class Network:
                 queue.append((due_us + 1, message))
             if not connection.pumping[target]:
                 connection.pumping[target] = True
-                self.world.at(due_us - self.world.now_us, self._pump, source, target, connection)
+                self.world.at(delay_us, self._pump, source, target, connection)
         return True
 
     def _pump(self, source: str, target: str, connection: Connection) -> None:
@@ -237,9 +241,7 @@ class Network:
 
     def _delay(self, a: str, b: str) -> int:
         weather = self.weather
-        same = self.ends[a].site == self.ends[b].site
-        low, high = weather.site_delay_us if same else weather.delay_us
-        delay_us = self.chance.between(low, high)
+        delay_us = self.chance.between(*self._ways[a, b])
         if weather.spike and self.chance.happens(weather.spike):
             delay_us += self.chance.between(0, weather.spike_us)
         return delay_us

@@ -191,7 +191,7 @@ def staged(
 ) -> Iterator[Stage]:
     """A started cluster whose links are up, and in which nobody has campaigned yet."""
     stage = Stage(engine, shape, batch_bytes=batch_bytes, tell=tell)
-    with driven_by(stage.run.world.clock, stage.run.library_chance):
+    with driven_by(stage.run.world.clock.read, stage.run.library_chance):
         for member in stage.members:
             member.start()
         stage.frozen()

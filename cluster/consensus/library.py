@@ -165,7 +165,8 @@ def driven_by(clock: Callable[[], float], chance: Any) -> Iterator[None]:
     """
     originals = _syncobj.monotonicTime, _syncobj.random, Node.__hash__
     _syncobj.monotonicTime, _syncobj.random = clock, chance
-    Node.__hash__ = lambda node: crc32(node.id.encode())
+    hashes: dict[str, int] = {}
+    Node.__hash__ = lambda node: hashes.get(node._id) or hashes.setdefault(node._id, crc32(node._id.encode()))
     try:
         yield
     finally:
