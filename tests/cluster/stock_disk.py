@@ -13,6 +13,9 @@ from tests.cluster.lab import Clock, Net, Stock, StockLab
 
 Entry = tuple[bytes, int, int]
 
+# Nobody campaigns unless a test says so.
+PATIENT = {"raftMinTimeout": 60, "raftMaxTimeout": 61, "connectionTimeout": 100}
+
 
 class StockDiskLab(StockLab):
     """Like StockLab, with a journal and a dump per member in `folder`. The dump is written inline, without a fork."""

@@ -17,7 +17,7 @@ from pysyncobj.node import Node
 from cluster.consensus.messages import Append
 from cluster.consensus.raft import RaftSettings
 from tests.cluster.lab import TIMING, Clock, Lab
-from tests.cluster.stock_disk import StockDiskLab, close, hears, match, restarted, unclosed_files_allowed
+from tests.cluster.stock_disk import PATIENT, StockDiskLab, close, hears, match, restarted, unclosed_files_allowed
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,10 +26,6 @@ ROOT = Path(__file__).parents[2]
 def _files() -> Iterator[None]:
     with unclosed_files_allowed():
         yield
-
-
-# Nobody campaigns unless a test says so.
-PATIENT = {"raftMinTimeout": 60, "raftMaxTimeout": 61, "connectionTimeout": 100}
 
 
 @pytest.fixture
@@ -304,8 +300,7 @@ CHILD_TOO_LATE = """
 import os, sys, time
 from pathlib import Path
 from tests.cluster.lab import virtual_time
-from tests.cluster.stock_disk import StockDiskLab
-from tests.cluster.test_audit_snapshots import PATIENT
+from tests.cluster.stock_disk import PATIENT, StockDiskLab
 
 newer = Path(sys.argv[1]) / "newer"
 
