@@ -169,7 +169,7 @@ class Guard:
         Only what would distort a best price is suspect: a bid far above, an ask far below. The other way
         lie stub quotes, which are common and harmless.
         """
-        tight = bid_e9 > 0 and (ask_e9 - bid_e9) * 20 <= ask_e9 + bid_e9
+        tight = bid_e9 > 0 and ask_e9 > 0 and (ask_e9 - bid_e9) * 20 <= ask_e9 + bid_e9
         middle_e9 = (bid_e9 + ask_e9) >> 1 if tight else 0
         if not _is_jump(known.reference_e9, bid_e9, ask_e9) or receive_us - known.reference_us > REFERENCE_US_MAX:
             if middle_e9:
