@@ -1,7 +1,8 @@
 """Ticks of the US consolidated tape as QuantConnect's Lean stores them: CSV lines, one zip per symbol and day.
 
-Times are milliseconds after midnight in New York, prices dollars x 10,000. A quote line has one side of one
-venue's quote, so the other side is kept from before. All trades count for volume; those with a condition in
+Times are milliseconds after midnight in New York, prices dollars x 10,000. A quote line is one side of the
+national best, and the letter is the venue that set it: the last bid line and the last ask line are the NBBO
+(its minute bars say so in each of 1,148 minutes). All trades count for volume; those with a condition in
 `NOT_ELIGIBLE` must not move open, high, low and close. Lines that the vendor flags as suspicious are
 dropped, as in its own bars.
 """
@@ -18,13 +19,13 @@ NOT_ELIGIBLE = 0x20 | 0x20000000
 
 
 class LeanTicks(Handler):
-    """feed() takes one line: 6 fields are a trade, 8 a quote. The venue of a tick is `tape.` and its letter."""
+    """feed() takes one line: 6 fields are a trade, at the venue `tape.` and its letter; 8 are a quote."""
 
     def __init__(self, symbol: str, day: date, *, venue: str = "tape") -> None:
         super().__init__(venue, None)
         self.symbol = symbol
         self.midnight_us = midnight_us(day)
-        self._sides: dict[str, tuple[int, int, int, int]] = {}
+        self._best = (0, 0, 0, 0)
         self._trades = 0
 
     def us_of(self, line: bytes) -> int:
@@ -58,20 +59,16 @@ class LeanTicks(Handler):
     def _quote(self, fields: list[bytes], venue_us: int, receive_us: int) -> Quote:
         bid, ask = _number(fields[1], PRICE_UNIT_E9), _number(fields[3], PRICE_UNIT_E9)
         bid_size, ask_size = _number(fields[2], E9), _number(fields[4], E9)
-        venue = self._venue(fields[5])
+        self._venue(fields[5])
         _flags(fields[6])
-        old_bid, old_bid_size, old_ask, old_ask_size = self._sides.get(venue, (0, 0, 0, 0))
-        if bid or bid_size or not (ask or ask_size):
-            old_bid, old_bid_size = bid, bid_size
-        if ask or ask_size or not (bid or bid_size):
-            old_ask, old_ask_size = ask, ask_size
-        if 0 < old_ask < old_bid:
-            # Both sides moved, and this line has the first: what is known of the other is no longer true.
-            old_bid, old_bid_size = (bid, bid_size)
-            old_ask, old_ask_size = (ask, ask_size)
-        sides = old_bid, old_bid_size, old_ask, old_ask_size
-        quote = self.guard.quote(self.symbol, venue, *sides, venue_us, receive_us)
-        self._sides[venue] = sides
+        bid_before, bid_size_before, ask_before, ask_size_before = self._best
+        if not bid and ask:
+            bid, bid_size = bid_before, bid_size_before
+        elif bid and not ask:
+            ask, ask_size = ask_before, ask_size_before
+        best = bid, bid_size, ask, ask_size
+        quote = self.guard.quote(self.symbol, self.venue, *best, venue_us, receive_us)
+        self._best = best
         return quote
 
 

@@ -1,0 +1,213 @@
+"""The best bid and ask across venues, of those quotes that can be trusted at a given time.
+
+A quote counts while its venue gives signs of life (any tick, heartbeats too), at most `ttl_us` ago: on a
+feed that finds its own gaps, silence on one symbol means that nothing changed. For venues named in
+`silent_symbols` each symbol must give its own sign of life. A gap, a halt, a lost connection and a quote that
+is marked unusable take effect at once.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+
+from msgspec import Struct
+
+from gateway.feeds.ticks import UNUSABLE, Quote, Status, StatusKind, Tick
+
+TTL_US = 1_000_000
+NEVER_US = 1 << 62
+DROPS = frozenset({StatusKind.GAP, StatusKind.HALTED, StatusKind.DOWN})
+RETURNS = frozenset({StatusKind.RESUMED, StatusKind.UP, StatusKind.RESUBSCRIBED})
+
+
+class Nbbo(Struct, frozen=True, gc=False, array_like=True):
+    """The best bid and ask of a symbol at `as_of_us`. A side that nobody quotes has price and size 0.
+
+    A size is the sum over all venues at that price; the venue named is the one with the most (the first by
+    name where equal). `crossed`: bid above ask, `locked`: equal; both happen between venues, and are shown.
+    `as_of_us` is when the sides' venues last gave a sign of life: the older of the two.
+    """
+
+    symbol: str
+    bid_e9: int
+    bid_size_e9: int
+    bid_venue: str
+    ask_e9: int
+    ask_size_e9: int
+    ask_venue: str
+    as_of_us: int
+    crossed: bool = False
+    locked: bool = False
+
+
+class _Symbol:
+    """The trusted quotes of one symbol by venue, and their best."""
+
+    __slots__ = ("ask_e9", "ask_size_e9", "ask_venue", "bid_e9", "bid_size_e9", "bid_venue", "quotes")
+
+    def __init__(self) -> None:
+        self.quotes: dict[str, Quote] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        self.bid_e9 = self.bid_size_e9 = self.ask_e9 = self.ask_size_e9 = 0
+        self.bid_venue = self.ask_venue = ""
+
+    def best(self) -> None:
+        """Look at all quotes. A dozen venues at most: cheaper than keeping them sorted."""
+        bid = bid_size = most_bid = ask = ask_size = most_ask = 0
+        bid_venue = ask_venue = ""
+        for venue, quote in self.quotes.items():
+            price, size = quote.bid_e9, quote.bid_size_e9
+            if price:
+                if price > bid:
+                    bid, bid_size, most_bid, bid_venue = price, size, size, venue
+                elif price == bid:
+                    bid_size += size
+                    if size > most_bid or (size == most_bid and venue < bid_venue):
+                        most_bid, bid_venue = size, venue
+            price, size = quote.ask_e9, quote.ask_size_e9
+            if price:
+                if price < ask or not ask:
+                    ask, ask_size, most_ask, ask_venue = price, size, size, venue
+                elif price == ask:
+                    ask_size += size
+                    if size > most_ask or (size == most_ask and venue < ask_venue):
+                        most_ask, ask_venue = size, venue
+        self.bid_e9, self.bid_size_e9, self.bid_venue = bid, bid_size, bid_venue
+        self.ask_e9, self.ask_size_e9, self.ask_venue = ask, ask_size, ask_venue
+
+
+class NbboBook:
+    """All symbols' best prices. Times come in with the calls, in microseconds, and never go back."""
+
+    def __init__(self, *, ttl_us: int = TTL_US, silent_symbols: Collection[str] = ()) -> None:
+        self.ttl_us = ttl_us
+        self.silent_symbols = frozenset(silent_symbols)
+        self.now_us = 0
+        self.dropped = 0
+        """Quotes dropped because their venue fell silent."""
+        self._symbols: dict[str, _Symbol] = {}
+        self._alive: dict[str, int] = {}
+        self._by_venue: dict[str, dict[str, None]] = {}
+        """The symbols that a venue has a quote of; the one heard from longest ago is first."""
+        self._changed: dict[str, None] = {}
+        self._check_us = NEVER_US
+
+    def apply(self, ticks: Iterable[Tick], now_us: int) -> None:
+        """Take in quotes and statuses; other ticks are signs of life."""
+        self.expire(now_us)
+        symbols, alive, by_venue, changed = self._symbols, self._alive, self._by_venue, self._changed
+        now_us = self.now_us
+        for tick in ticks:
+            venue = tick.venue
+            if tick.receive_us + self.ttl_us <= now_us:
+                # It waited too long on its way to us: too old to be shown as fresh, and no sign of life.
+                if type(tick) is Quote:
+                    self._drop(tick.symbol, venue)
+                elif type(tick) is Status and tick.kind in DROPS:
+                    self._status(tick)
+                continue
+            if type(tick) is Quote:
+                symbol = tick.symbol
+                state = symbols.get(symbol)
+                if state is None:
+                    state = symbols[symbol] = _Symbol()
+                if tick.marks & UNUSABLE:
+                    self._drop(symbol, venue)
+                else:
+                    state.quotes[venue] = tick
+                    quoted = by_venue.get(venue)
+                    if quoted is None:
+                        quoted = by_venue[venue] = {}
+                    if venue in self.silent_symbols:
+                        quoted.pop(symbol, None)
+                    quoted[symbol] = None
+                    state.best()
+                    changed[symbol] = None
+            elif type(tick) is Status:
+                self._status(tick)
+                if tick.kind is StatusKind.DOWN:
+                    continue
+            if tick.receive_us > alive.get(venue, 0):
+                alive[venue] = min(tick.receive_us, now_us)
+                if self._check_us == NEVER_US:
+                    self._check_us = now_us + self.ttl_us
+
+    def expire(self, now_us: int) -> None:
+        """Let the clock say that it is now; what has been silent too long drops out."""
+        self.now_us = max(self.now_us, now_us)
+        if self.now_us < self._check_us:
+            return
+        self._check_us = NEVER_US
+        for venue, quoted in self._by_venue.items():
+            due_us = self._expire_venue(venue, quoted)
+            self._check_us = min(self._check_us, due_us)
+
+    def _expire_venue(self, venue: str, quoted: dict[str, None]) -> int:
+        """Drop what is due; gives when the next quote of this venue could be."""
+        alive_us = self._alive.get(venue, 0)
+        if alive_us + self.ttl_us <= self.now_us:
+            self.dropped += len(quoted)
+            for symbol in list(quoted):
+                self._drop(symbol, venue)
+            return NEVER_US
+        if venue in self.silent_symbols:
+            while quoted:
+                symbol = next(iter(quoted))
+                due_us = self._symbols[symbol].quotes[venue].receive_us + self.ttl_us
+                if due_us > self.now_us:
+                    return due_us
+                self.dropped += 1
+                self._drop(symbol, venue)
+        return alive_us + self.ttl_us if quoted else NEVER_US
+
+    def _status(self, status: Status) -> None:
+        if status.kind in DROPS:
+            quoted = self._by_venue.get(status.venue, {})
+            for symbol in [status.symbol] if status.symbol else list(quoted):
+                self._drop(symbol, status.venue)
+
+    def _drop(self, symbol: str, venue: str) -> None:
+        quoted = self._by_venue.get(venue)
+        if quoted is not None and symbol in quoted:
+            del quoted[symbol]
+            state = self._symbols[symbol]
+            del state.quotes[venue]
+            state.best()
+            self._changed[symbol] = None
+
+    def at(self, symbol: str, now_us: int) -> Nbbo | None:
+        """The best prices now; None for a symbol that was never quoted."""
+        self.expire(now_us)
+        state = self._symbols.get(symbol)
+        return None if state is None else self._view(symbol, state)
+
+    def changed(self, now_us: int) -> list[Nbbo]:
+        """The symbols whose quotes changed since the last call, each once, as they are now."""
+        self.expire(now_us)
+        names, self._changed = self._changed, {}
+        return [self._view(symbol, self._symbols[symbol]) for symbol in names]
+
+    def quotes(self, symbol: str, now_us: int) -> list[Quote]:
+        """The trusted quotes of all venues, by venue."""
+        self.expire(now_us)
+        state = self._symbols.get(symbol)
+        return [] if state is None else [state.quotes[venue] for venue in sorted(state.quotes)]
+
+    def symbols(self) -> Iterator[str]:
+        return iter(self._symbols)
+
+    def venues(self) -> dict[str, int]:
+        """When each venue last gave a sign of life, in microseconds. For metrics."""
+        return dict(self._alive)
+
+    def _view(self, symbol: str, state: _Symbol) -> Nbbo:
+        alive = self._alive
+        times = [self._sign_us(state, venue, alive) for venue in (state.bid_venue, state.ask_venue) if venue]
+        bid, ask = state.bid_e9, state.ask_e9
+        return Nbbo(
+            symbol, bid, state.bid_size_e9, state.bid_venue, ask, state.ask_size_e9, state.ask_venue,
+            min(times) if times else self.now_us, bool(ask) and bid > ask, bool(ask) and bid == ask,
+        )  # fmt: skip
+
+    def _sign_us(self, state: _Symbol, venue: str, alive: dict[str, int]) -> int:
+        return state.quotes[venue].receive_us if venue in self.silent_symbols else alive[venue]
