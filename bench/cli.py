@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import cases, cluster_cases, datasets, fit, lobster, pause_case, transfer_case
+from bench import cases, cluster_cases, datasets, fit, hardening_case, lobster, pause_case, transfer_case
 from bench.generator import Market as MadeUpMarket
 from bench.lobster import LobsterError
 from bench.report import Report, as_json, print_report
@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "kill": cluster_cases.kill,
     "pause": pause_case.pause,
     "transfer": transfer_case.transfer,
+    "hardening": hardening_case.hardening,
     "store-start": cases.store_start,
     "disk": cluster_cases.disk,
 }
@@ -47,6 +48,7 @@ OPTIONS = {
     "kill": {"kills", "rate_per_s", "seed", "path"},
     "pause": {"pause_s", "rounds", "rate_per_s"},
     "transfer": {"transfers", "by", "rate_per_s", "seed", "path"},
+    "hardening": {"seconds", "rounds", "variants", "seed", "path"},
     "store-start": {"accounts"},
     "disk": {"commands", "seed", "path"},
 }
@@ -79,6 +81,10 @@ def run_benchmarks(
         list[float] | None, typer.Option(min=1.0, help="How long the leader is paused; may be given more than once.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="How often each is done.")] = None,
+    variants: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="What is compared with the product as shipped; may be given more than once."),
+    ] = None,
     accounts: Annotated[int | None, typer.Option(min=1, help="Accounts in the store.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, max=4_096, help="Commands in a batch of the bare engine.")] = None,
     frame: Annotated[int | None, typer.Option(min=1, max=500, help="Commands in a WebSocket frame.")] = None,
@@ -95,6 +101,9 @@ def run_benchmarks(
     for name in wanted:
         if name not in BENCHMARKS:
             raise typer.BadParameter(f"{name}: one of {', '.join(BENCHMARKS)}, or all")
+    for one in variants or ():
+        if one not in hardening_case.VARIANTS:
+            raise typer.BadParameter(f"{one}: one of {', '.join(hardening_case.VARIANTS)}")
     given = {
         "seconds": seconds,
         "commands": commands,
@@ -102,6 +111,7 @@ def run_benchmarks(
         "kills": kills,
         "pause_s": tuple(pause_s) if pause_s else None,
         "rounds": rounds,
+        "variants": tuple(variants) if variants else None,
         "transfers": transfers,
         "by": by,
         "accounts": accounts,

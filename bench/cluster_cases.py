@@ -32,7 +32,7 @@ KILL_TIMEOUT_MS = 30_000
 
 def pipelined(folder: Path, *, seconds: float = 10, seed: int = 1, path: str = "", frame: int = 50) -> Report:
     """WebSocket frames of 50 commands, many under way: what the product carries."""
-    spec = _spec("pipelined", seconds, seed, path)
+    spec = spec_of("pipelined", seconds, seed, path)
     spec.frame = frame
     return _measured(
         "cluster-pipelined",
@@ -52,7 +52,7 @@ def single(
     folder: Path, *, seconds: float = 10, seed: int = 1, path: str = "", rate_per_s: int = SINGLE_RATE_PER_S
 ) -> Report:
     """One command per message at a fixed rate, sent when due whether or not answers come (no coordinated omission)."""
-    spec = _spec("open", seconds, seed, path)
+    spec = spec_of("open", seconds, seed, path)
     spec.rate_per_s = rate_per_s
     return _measured(
         "cluster-single",
@@ -72,7 +72,7 @@ def single(
 
 def one(folder: Path, *, seconds: float = 5, seed: int = 1, path: str = "") -> Report:
     """One command at a time: send, wait for the durable answer, send the next."""
-    spec = _spec("one", seconds, seed, path)
+    spec = spec_of("one", seconds, seed, path)
     return _measured(
         "cluster-one",
         folder,
@@ -86,7 +86,8 @@ def one(folder: Path, *, seconds: float = 5, seed: int = 1, path: str = "") -> R
     )
 
 
-def _spec(mode: str, seconds: float, seed: int, path: str) -> load.Spec:
+def spec_of(mode: str, seconds: float, seed: int, path: str) -> load.Spec:
+    """What to send, but to whom; see load.Spec."""
     run = f"{mode}-{time.time_ns():x}"
     return load.Spec(url="", token="", symbol=SYMBOL, mode=mode, run=run, seconds=seconds, seed=seed, path=path)
 
@@ -95,7 +96,8 @@ def _measured(name: str, folder: Path, spec: load.Spec, figures: Callable[[load.
     began = time.monotonic()
     market = Market(SYMBOL)
     with running(folder / name, limits=LIMITS) as cluster:
-        result, leader = run_loop(_load_leader(cluster, market, spec))
+        run_loop(cluster.open_market(market))
+        result, leader = run_loop(load_leader(cluster, market, spec))
     notes = []
     if result.errors:
         notes.append(f"turned away: {result.errors}")
@@ -132,9 +134,8 @@ def _measured(name: str, folder: Path, spec: load.Spec, figures: Callable[[load.
     )
 
 
-async def _load_leader(cluster: Running, market: Market, spec: load.Spec) -> tuple[load.Result, str]:
-    """The result, and who led. Raises RunError."""
-    await cluster.open_market(market)
+async def load_leader(cluster: Running, market: Market, spec: load.Spec) -> tuple[load.Result, str]:
+    """Load a market that is open, from a process of its own: the result, and who led. Raises RunError."""
     async with cluster.client("auditor", ("*",)) as auditor:
         leader = await leader_of(cluster, auditor)
     spec.url = cluster.url(leader)

@@ -6,7 +6,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ from bench.market import Market
 from cluster import folder as cluster_folder
 from cluster.client import Client, Done, Outcome, Refused, members_of
 from cluster.folder import API_PORT_OFFSET, ClusterFolder
-from cluster.launcher import Launcher, run_down
+from cluster.launcher import MEMBER_PROGRAM, Launcher, run_down
 from cluster.wire import AnyRequest
 from node.auth import issue_token
 
@@ -97,10 +97,12 @@ def running(
     shape: str = "1+1+1",
     limits: Mapping[str, int] | None = None,
     timing: Mapping[str, int] | None = None,
+    program: Sequence[str] = MEMBER_PROGRAM,
 ) -> Iterator[Running]:
     """Make a cluster in `root` (empty or not there), start it and wait until it is ready.
 
-    limits, timing: settings that differ from the defaults. Call it on the main thread: the members die with it.
+    limits, timing: settings that differ from the defaults. program: what runs as a member.
+    Call it on the main thread: the members die with it.
     """
     cluster_folder.create(
         root, shape=shape, base_port=free_base_port(len(cluster_folder.plan(shape, BASE_PORT).members))
@@ -109,7 +111,7 @@ def running(
     for member in folder.topology().members:
         _set(folder.config(member.name), "limits", limits or {})
         _set(folder.config(member.name), "timing", timing or {})
-    launcher = Launcher(folder)
+    launcher = Launcher(folder, program=program)
     with ExitStack() as stack:
         stack.callback(run_down, launcher)
         stack.enter_context(ending_on_signals())

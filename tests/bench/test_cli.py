@@ -57,6 +57,8 @@ def test_a_whole_cluster_is_measured_from_another_process(tmp_path: Path) -> Non
 WRONG = [
     (["run", "nothing"], "one of engine"),
     (["run", "engine", "--kills", "3"], "kills means nothing to engine"),
+    (["run", "hardening", "--variant", "nothing"], "one of shipped, no-sync"),
+    (["run", "kill", "--pause-s", "5"], "pause-s means nothing to kill"),
     (["run", "cluster-one", "--accounts", "3"], "accounts means nothing"),
 ]
 

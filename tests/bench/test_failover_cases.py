@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import cli
+from bench.hardening_case import SHIPPED
 
 
 def run(folder: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -47,3 +48,14 @@ def test_leadership_is_handed_over_and_nothing_fails(by: str, tmp_path: Path) ->
     assert figures["requests"]["value"] > 300
     assert figures["latency around a hand-over, p50"]["value"] > 0
     assert report["settings"]["by"] == by
+
+
+def test_what_safety_costs_is_measured_beside_the_product(tmp_path: Path) -> None:
+    others = ["memory+plain-tcp", "stock"]
+    arguments = ["hardening", "--rounds", "1", "--seconds", "0.5"]
+    report, figures = run(tmp_path, *arguments, *(word for name in others for word in ("--variant", name)))
+    assert report["settings"]["order"] == "shipped, memory+plain-tcp, stock"
+    for name in (SHIPPED, *others):
+        assert figures[f"order commands a second, pipelined: {name}"]["value"] > 100
+        assert figures[f"one command at a time, p50: {name}"]["value"] > 0
+    assert figures["  to shipped"]["unit"] == "x"

@@ -1,0 +1,119 @@
+"""The benchmark of what safety costs: the product beside itself without parts of it, and on the library itself."""
+
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+
+from msgspec import Struct
+
+from bench import host, load
+from bench.cluster_cases import load_leader, spec_of
+from bench.market import Market
+from bench.report import Figure, Report
+from bench.running import LIMITS, run_loop, running
+from cluster.launcher import MEMBER_PROGRAM
+
+SYMBOL = "BENCH"
+SHIPPED = "shipped"
+_UNSAFE = (sys.executable, "-P", "-m", "bench.unsafe_member")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    SHIPPED: MEMBER_PROGRAM,
+    "no-sync": (*_UNSAFE, "no-sync"),
+    "memory": (*_UNSAFE, "memory"),
+    "plain-tcp": (*_UNSAFE, "plain-tcp"),
+    "memory+plain-tcp": (*_UNSAFE, "memory", "plain-tcp"),
+    "stock": (sys.executable, "-P", "-m", "bench.stock_member"),
+}
+"""What runs as a member, by the name of the variant."""
+WORDS = {
+    SHIPPED: "the product",
+    "no-sync": "the journal's commits wait for no disk",
+    "memory": "the journal is a dictionary",
+    "plain-tcp": "no TLS between members",
+    "memory+plain-tcp": "both",
+    "stock": "the library as published: its journal, pickle over TCP, its thread; set to send each entry at once",
+}
+
+
+class Cell(Struct, frozen=True):
+    """One variant in one round."""
+
+    per_s: float
+    frame_p99_ms: float
+    one_p50_ms: float
+    one_p99_ms: float
+    cpu_us: float
+
+
+SHOWN = {
+    "per_s": ("order commands a second, pipelined", "/s"),
+    "frame_p99_ms": ("a frame of 50, p99", "ms"),
+    "cpu_us": ("CPU of all members for a command, pipelined", "us"),
+    "one_p50_ms": ("one command at a time, p50", "ms"),
+    "one_p99_ms": ("one command at a time, p99", "ms"),
+}
+
+
+def hardening(
+    folder: Path,
+    *,
+    seconds: float = 5,
+    rounds: int = 2,
+    variants: tuple[str, ...] = tuple(VARIANTS),
+    seed: int = 1,
+    path: str = "",
+) -> Report:
+    """Throughput and latency as shipped, without syncs, without TLS, and on the stock library: A B, A B, in one run."""
+    began = time.monotonic()
+    names = list(dict.fromkeys((SHIPPED, *variants)))
+    cells: dict[str, list[Cell]] = {name: [] for name in names}
+    for at in range(rounds):
+        for name in names:
+            cells[name].append(_cell(folder / "hardening" / f"{at}-{name}", name, seconds, seed, path))
+    figures: list[Figure] = []
+    for field, (words, unit) in SHOWN.items():
+        shipped = fmean(getattr(cell, field) for cell in cells[SHIPPED])
+        for name in names:
+            mean = fmean(getattr(cell, field) for cell in cells[name])
+            figures.append(Figure(f"{words}: {name}", mean, unit))
+            if name != SHIPPED:
+                figures.append(Figure("  to shipped", mean / shipped if shipped else 0.0, "x"))
+    return Report(
+        benchmark="hardening",
+        figures=figures,
+        settings={
+            "rounds": rounds,
+            "order": ", ".join(names),
+            "seconds": seconds,
+            "members": 3,
+            "load": "WebSocket to the leader, msgpack: 16 frames of 50 under way, then one command at a time",
+            "flow": path or f"generator, seed {seed}",
+        },
+        host=host.describe(folder),
+        seconds=time.monotonic() - began,
+        notes=[
+            *(f"{name}: {WORDS[name]}" for name in names),
+            *(f"{name}, each round: {', '.join(f'{cell.per_s:,.0f}/s' for cell in cells[name])}" for name in names),
+            "the state machine's store syncs in all of them; it is not on the way of an answer",
+            "figures are means of the rounds; no variant but the first keeps what it acknowledged",
+        ],
+    )
+
+
+def _cell(root: Path, name: str, seconds: float, seed: int, path: str) -> Cell:
+    market = Market(SYMBOL)
+    specs = [spec_of("one", seconds / 2, seed, path), spec_of("pipelined", seconds, seed, path)]
+    for spec in specs:
+        spec.warmup_s = min(spec.warmup_s, seconds)
+    with running(root, limits=LIMITS, program=VARIANTS[name]) as cluster:
+        run_loop(cluster.open_market(market))
+        one, piped = (run_loop(load_leader(cluster, market, spec))[0] for spec in specs)
+    spent_s = sum(spent for who, spent in piped.cpu_s.items() if who != load.GENERATOR)
+    return Cell(
+        per_s=piped.per_s,
+        frame_p99_ms=piped.latency.p99_ms,
+        one_p50_ms=one.latency.p50_ms,
+        one_p99_ms=one.latency.p99_ms,
+        cpu_us=spent_s / max(1, piped.commands) * 1e6,
+    )
