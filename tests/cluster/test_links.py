@@ -24,8 +24,8 @@ from cluster.consensus.messages import (
     decode,
     encode,
 )
+from cluster.consensus.peers import CLOCK_SAMPLES, ClockSamples
 from cluster.consensus.settings import EXIT_BROKEN_INVARIANT, FRAME_BYTES_MAX, EngineSettings
-from cluster.consensus.transport import CLOCK_SAMPLES, ClockSamples
 from tests.cluster.engines import Cluster, run, until
 
 
@@ -76,7 +76,8 @@ async def another_authority(cluster: Cluster, folder: Path) -> None:
 
 async def not_a_member(cluster: Cluster, folder: Path) -> None:
     make_certificate(folder / "certs", "mallory")
-    await Impostor(cluster, folder / "certs", "mallory").say(USURPER)
+    hello = frame(Hello(PROTOCOL_VERSION, cluster.topology.cluster_id, "mallory", 1))
+    await Impostor(cluster, folder / "certs", "mallory").say(hello, USURPER)
 
 
 async def another_cluster(cluster: Cluster, folder: Path) -> None:
@@ -92,6 +93,17 @@ async def another_epoch(cluster: Cluster, folder: Path) -> None:
 async def another_version(cluster: Cluster, folder: Path) -> None:
     hello = frame(Hello(PROTOCOL_VERSION + 1, cluster.topology.cluster_id, "b1", 1))
     await Impostor(cluster, folder / "certs", "b1").say(hello, USURPER)
+
+
+async def a_gateway(cluster: Cluster, folder: Path) -> None:
+    make_certificate(folder / "certs", "gateway-dc-a")
+    hello = frame(Hello(PROTOCOL_VERSION, cluster.topology.cluster_id, "gateway-dc-a", 1))
+    await Impostor(cluster, folder / "certs", "gateway-dc-a").say(hello, USURPER)
+
+
+async def its_own_name(cluster: Cluster, folder: Path) -> None:
+    hello = frame(Hello(PROTOCOL_VERSION, cluster.topology.cluster_id, "a1", 1))
+    await Impostor(cluster, folder / "certs", "a1").say(hello, USURPER)
 
 
 async def another_name(cluster: Cluster, folder: Path) -> None:
@@ -128,7 +140,9 @@ ATTACKS = [
     (no_certificate, "refused_handshake"),
     (another_authority, "refused_handshake"),
     (no_tls, "refused_handshake"),
-    (not_a_member, "refused_name"),
+    (not_a_member, "refused_stranger"),
+    (a_gateway, "refused_name"),
+    (its_own_name, "refused_name"),
     (another_name, "refused_name"),
     (another_cluster, "refused_cluster"),
     (another_epoch, "refused_cluster"),
