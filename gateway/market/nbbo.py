@@ -38,21 +38,27 @@ class Nbbo(Struct, frozen=True, gc=False, array_like=True):
     locked: bool = False
 
 
-class _Symbol:
-    """The trusted quotes of one symbol by venue, and their best."""
+Best = tuple[int, int, str, int, int, str]
+"""bid, its size and venue, ask, its size and venue."""
 
-    __slots__ = ("ask_e9", "ask_size_e9", "ask_venue", "bid_e9", "bid_size_e9", "bid_venue", "quotes")
+
+class _Symbol:
+    """The trusted quotes of one symbol by venue, and their best, which is worked out when it is asked for:
+    most quotes of a busy symbol are replaced before anybody looks.
+    """
+
+    __slots__ = ("best", "quotes", "told")
 
     def __init__(self) -> None:
         self.quotes: dict[str, Quote] = {}
-        self.clear()
+        self.best: Best | None = None
+        self.told: Best | None = None
+        """What `changed` last gave."""
 
-    def clear(self) -> None:
-        self.bid_e9 = self.bid_size_e9 = self.ask_e9 = self.ask_size_e9 = 0
-        self.bid_venue = self.ask_venue = ""
-
-    def best(self) -> None:
+    def find_best(self) -> Best:
         """Look at all quotes. A dozen venues at most: cheaper than keeping them sorted."""
+        if self.best is not None:
+            return self.best
         bid = bid_size = most_bid = ask = ask_size = most_ask = 0
         bid_venue = ask_venue = ""
         for venue, quote in self.quotes.items():
@@ -72,8 +78,8 @@ class _Symbol:
                     ask_size += size
                     if size > most_ask or (size == most_ask and venue < ask_venue):
                         most_ask, ask_venue = size, venue
-        self.bid_e9, self.bid_size_e9, self.bid_venue = bid, bid_size, bid_venue
-        self.ask_e9, self.ask_size_e9, self.ask_venue = ask, ask_size, ask_venue
+        self.best = bid, bid_size, bid_venue, ask, ask_size, ask_venue
+        return self.best
 
 
 class NbboBook:
@@ -121,7 +127,7 @@ class NbboBook:
                     if venue in self.silent_symbols:
                         quoted.pop(symbol, None)
                     quoted[symbol] = None
-                    state.best()
+                    state.best = None
                     changed[symbol] = None
             elif type(tick) is Status:
                 self._status(tick)
@@ -172,7 +178,7 @@ class NbboBook:
             del quoted[symbol]
             state = self._symbols[symbol]
             del state.quotes[venue]
-            state.best()
+            state.best = None
             self._changed[symbol] = None
 
     def at(self, symbol: str, now_us: int) -> Nbbo | None:
@@ -182,10 +188,16 @@ class NbboBook:
         return None if state is None else self._view(symbol, state)
 
     def changed(self, now_us: int) -> list[Nbbo]:
-        """The symbols whose quotes changed since the last call, each once, as they are now."""
+        """The symbols whose best prices or sizes changed since the last call, each once, as they are now."""
         self.expire(now_us)
         names, self._changed = self._changed, {}
-        return [self._view(symbol, self._symbols[symbol]) for symbol in names]
+        views = []
+        for symbol in names:
+            state = self._symbols[symbol]
+            if state.find_best() != state.told:
+                state.told = state.best
+                views.append(self._view(symbol, state))
+        return views
 
     def quotes(self, symbol: str, now_us: int) -> list[Quote]:
         """The trusted quotes of all venues, by venue."""
@@ -201,13 +213,15 @@ class NbboBook:
         return dict(self._alive)
 
     def _view(self, symbol: str, state: _Symbol) -> Nbbo:
-        alive = self._alive
-        times = [self._sign_us(state, venue, alive) for venue in (state.bid_venue, state.ask_venue) if venue]
-        bid, ask = state.bid_e9, state.ask_e9
-        return Nbbo(
-            symbol, bid, state.bid_size_e9, state.bid_venue, ask, state.ask_size_e9, state.ask_venue,
-            min(times) if times else self.now_us, bool(ask) and bid > ask, bool(ask) and bid == ask,
-        )  # fmt: skip
+        bid_e9, bid_size_e9, bid_venue, ask_e9, ask_size_e9, ask_venue = state.find_best()
+        if bid_venue and ask_venue:
+            as_of_us = min(self._sign_us(state, bid_venue), self._sign_us(state, ask_venue))
+        elif bid_venue or ask_venue:
+            as_of_us = self._sign_us(state, bid_venue or ask_venue)
+        else:
+            as_of_us = self.now_us
+        crossed, locked = bid_e9 > ask_e9 > 0, bid_e9 == ask_e9 > 0
+        return Nbbo(symbol, bid_e9, bid_size_e9, bid_venue, ask_e9, ask_size_e9, ask_venue, as_of_us, crossed, locked)
 
-    def _sign_us(self, state: _Symbol, venue: str, alive: dict[str, int]) -> int:
-        return state.quotes[venue].receive_us if venue in self.silent_symbols else alive[venue]
+    def _sign_us(self, state: _Symbol, venue: str) -> int:
+        return state.quotes[venue].receive_us if venue in self.silent_symbols else self._alive[venue]

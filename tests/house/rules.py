@@ -38,6 +38,7 @@ HOMES = {
         "cluster/client_members.py",
         "cluster/client_stream.py",
         "bench/load.py",
+        "gateway/feeds/live.py",
     ),
     "redis": ("gateway/cache.py", "gateway/cache/*.py"),
 }
