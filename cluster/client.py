@@ -64,6 +64,8 @@ TIMEOUT_MS = 5_000
 UNKNOWN_KEPT_MAX = 10_000
 """Commands of unknown outcome whose sent_at a client remembers, the newest."""
 
+MEMBERS_PATH = "/v1/cluster/members"
+
 Amount = str | int | Decimal
 """A decimal: text, whole number or Decimal. No float: 0.1 is not one tenth."""
 Consistency = Literal["linearizable", "session", "local"]
@@ -497,6 +499,27 @@ class Client:
         """
         body = _encode(wire.TransferLeadership(to=to, source=source))
         return await self._change("POST", "/v1/cluster/transfer", wire.LeadershipView, body, timeout_ms)
+
+    async def cluster_members(self, *, consistency: Consistency = "linearizable") -> wire.ClusterView:
+        """Who belongs to the cluster. local: as one member knows, also where nobody leads. Raises as `order`."""
+        return await self._view("/v1/cluster/members", wire.ClusterView, {}, consistency)
+
+    async def add_member(self, member: wire.AddMember, *, timeout_ms: int | None = None) -> wire.ClusterView:
+        """Raises ReadRefused (nothing was logged), Unavailable (nor here), ChangeUnknown; the others below too."""
+        return await self._change("POST", MEMBERS_PATH, wire.ClusterView, _encode(member), timeout_ms)
+
+    async def promote_member(self, name: str, *, timeout_ms: int | None = None) -> wire.ClusterView:
+        """Make a voter of a learner; waits for what it lacks, within the timeout."""
+        path = f"{MEMBERS_PATH}/{_segment(name)}/promote"
+        return await self._change("POST", path, wire.ClusterView, b"", timeout_ms)
+
+    async def demote_member(self, name: str, *, timeout_ms: int | None = None) -> wire.ClusterView:
+        """Make a learner of a voter."""
+        return await self._change("POST", f"{MEMBERS_PATH}/{_segment(name)}/demote", wire.ClusterView, b"", timeout_ms)
+
+    async def remove_member(self, name: str, *, timeout_ms: int | None = None) -> wire.ClusterView:
+        """Remove a member for good: it is told and leaves, and its name never comes back."""
+        return await self._change("DELETE", f"{MEMBERS_PATH}/{_segment(name)}", wire.ClusterView, b"", timeout_ms)
 
     # ---- how ----
 

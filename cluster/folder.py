@@ -90,6 +90,12 @@ class ClusterFolder:
         except (OSError, tomllib.TOMLDecodeError):
             return "http"
 
+    def save(self, topology: Topology) -> None:
+        """Replace the topology, at once: a reader finds the old one or the new one."""
+        fresh = self.topology_path.with_suffix(".new")
+        write_topology(fresh, topology)
+        fresh.replace(self.topology_path)
+
     def data(self, member: str) -> Path:
         return self.root / "data" / member
 
@@ -145,6 +151,37 @@ def create(root: Path, *, shape: str = "1+1+1", base_port: int = 7700) -> Topolo
     # Last: what has a topology is whole.
     write_topology(folder.topology_path, topology)
     return topology
+
+
+def add_member(folder: ClusterFolder, name: str) -> list[Path]:
+    """Make the certificate and the file of one more member, where they are not there yet; returns what was made.
+
+    Raises FolderError: the authority's key is not here.
+    """
+    from cluster.certificates import CA_KEY, make_certificate, tls_files  # noqa: PLC0415
+
+    files = tls_files(folder.certs, name)
+    made: list[Path] = []
+    if not (files.certificate.exists() and files.key.exists()):
+        if not (folder.certs / CA_KEY).exists():
+            raise FolderError(
+                f"there is no {folder.certs / CA_KEY}, which signs certificates of members: run this where it is kept"
+            )
+        make_certificate(folder.certs, name)
+        made += [files.certificate, files.key]
+    if not folder.config(name).exists():
+        folder.config(name).write_text(MEMBER_TOML.format(name=name), encoding="utf-8")
+        made.append(folder.config(name))
+    return made
+
+
+def next_ports(topology: Topology) -> list[tuple[int, int]]:
+    """(peer, API) ports for one more member on this machine, those first that continue the row; none is a member's."""
+    taken = {port for member in topology.members for port in (member.peer_port, member.api_port)}
+    first = max(member.peer_port for member in topology.members) + 1
+    rows = (first, *range(first + API_PORT_OFFSET, 65_000 - API_PORT_OFFSET))
+    found = [(port, port + API_PORT_OFFSET) for port in rows if not {port, port + API_PORT_OFFSET} & taken]
+    return found[:100]
 
 
 def _make_keys(folder: ClusterFolder) -> None:

@@ -84,11 +84,23 @@ class Launcher:
         """program: what is run, with the member's file as its last argument. Raises FolderError: no cluster there."""
         self.folder = folder
         self.program = program
-        topology = folder.topology()
-        self.members: dict[str, Member] = {member.name: member for member in topology.members}
-        self._cluster_id = topology.cluster_id
+        self.members: dict[str, Member] = {}
+        self._cluster_id = ""
         self._started: dict[str, int] = {}
         self._log_from: dict[str, int] = {}
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Read the topology anew: members may have been added or removed. Raises FolderError."""
+        topology = self.folder.topology()
+        self.members = {member.name: member for member in topology.members}
+        self._cluster_id = topology.cluster_id
+
+    @property
+    def left_over(self) -> list[str]:
+        """Who runs here and is no member any more."""
+        found = sorted(path.stem for path in self.folder.pid("*").parent.glob("*.pid"))
+        return [name for name in found if name not in self.members and self.running(name) is not None]
 
     def running(self, name: str) -> int | None:
         """The pid of a member that runs, whoever started it, or None."""
@@ -219,7 +231,8 @@ class Launcher:
             raise StillRuns(f"{name} (pid {process.pid}) was killed and is not gone after {KILL_TIMEOUT_MS / 1000:g} s")
         _reap()
         deadline = time.monotonic() + PORTS_TIMEOUT_MS / 1000
-        while _port_in_use(self.members[name]) and time.monotonic() < deadline:
+        member = self.members.get(name)  # none: it was removed, and nobody else needs its ports
+        while member is not None and _port_in_use(member) and time.monotonic() < deadline:
             time.sleep(POLL_MS / 1000)
         self.folder.pid(name).unlink(missing_ok=True)
 
@@ -287,18 +300,30 @@ def _reap() -> None:
         child.poll()
 
 
+def ports_free(host: str, *ports: int) -> bool:
+    """Whether somebody could listen on all of them now."""
+    return all(_refusal(host, port) is None for port in ports)
+
+
+def _refusal(host: str, port: int) -> OSError | None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None
+
+
 def _port_in_use(member: Member) -> tuple[str, str, str] | None:
     """(setting, address, reason) of a port that the member could not listen on now."""
     for what, host, port in (
         ("peer_port", member.peer_host, member.peer_port),
         ("api_port", member.api_host, member.api_port),
     ):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                return what, f"{host}:{port}", error.strerror or str(error)
+        error = _refusal(host, port)
+        if error is not None:
+            return what, f"{host}:{port}", error.strerror or str(error)
     return None
 
 
@@ -365,6 +390,7 @@ def _any_certificate() -> ssl.SSLContext:
 
 def run_down(launcher: Launcher) -> None:
     """Kill all that this folder runs; for tests and demos that end however they end."""
-    for name in launcher.members:
+    launcher.look_again()
+    for name in (*launcher.members, *launcher.left_over):
         with contextlib.suppress(OSError, StillRuns):
             launcher.kill(name)

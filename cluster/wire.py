@@ -20,6 +20,7 @@ TypeWord = Literal["limit", "market"]
 TimeInForceWord = Literal["gtc", "ioc", "fok", "day", "gtd"]
 SelfTradeWord = Literal["cancel_newest", "cancel_oldest", "cancel_both", "decrement"]
 ModeWord = Literal["trading", "post_only", "cancel_only", "halted"]
+StandingWord = Literal["voter", "learner", "read_replica"]
 
 
 class Request(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="do", kw_only=True):
@@ -490,6 +491,7 @@ class MemberView(Struct, frozen=True, kw_only=True):
     log: str = ""
     rejoining: bool = False
     refusal: str = ""
+    standing: StandingWord = "voter"
 
 
 # ---- the cluster itself ----
@@ -508,3 +510,56 @@ class LeadershipView(Struct, frozen=True):
 
     leader: str
     term: int
+
+
+Host = Annotated[str, Meta(min_length=1, max_length=255)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class AddMember(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A member that is to catch up, as learner or read replica. Its certificate bears its name."""
+
+    name: Text
+    site: Text
+    role: Literal["replica", "witness"] = "replica"
+    standing: Literal["learner", "read_replica"] = "learner"
+    peer_host: Host
+    peer_port: Port
+    api_host: Host
+    api_port: Port
+
+
+class ClusterMember(Struct, frozen=True, kw_only=True):
+    """One member as the member sees it that answers. What only a leader knows is null elsewhere.
+
+    lag: entries of the log that it lacks. joined: it counts; false on a new disk that has not caught up.
+    """
+
+    name: str
+    site: str
+    role: Literal["replica", "witness"]
+    standing: StandingWord
+    peer_host: str
+    peer_port: int
+    api_host: str
+    api_port: int
+    connected: bool
+    joined: bool
+    lag: int | None = None
+    heard_ms_ago: int = 0
+
+
+class ClusterView(Struct, frozen=True, kw_only=True):
+    """Who belongs to the cluster. configuration_index: of the log entry that says so, 0 for those it began with.
+
+    committed: it stays; false while a change is under way.
+    """
+
+    member: str
+    leader: str
+    term: int
+    configuration_index: int
+    committed: bool
+    generation: int
+    members: list[ClusterMember]
+    removed: list[str]

@@ -22,7 +22,7 @@ from cluster.consensus.hardened import HardenedEngine
 from cluster.consensus.journal import JournalRefused
 from cluster.consensus.messages import SnapshotOffer
 from cluster.consensus.settings import EngineSettings, Limits
-from cluster.topology import MemberRole
+from cluster.topology import MemberRole, Standing
 from node import docs_page, feed, install, openapi, stream
 from node.answers import Answers
 from node.api import accounts, cluster, commands, markets, orders, status
@@ -37,6 +37,7 @@ from node.driver import Driver
 from node.errors import NotReady
 from node.event_views import EventViews
 from node.intake import Intake
+from node.leading import Leading
 from node.leaving import ALONE_MS, LEAVING, Leaving
 from node.limits import ConnectionGuard, HttpLimits, middlewares
 from node.metrics import Metrics
@@ -115,10 +116,8 @@ class App:
         )
         node.epoch = config.topology.epoch
         node.session_tokens = SessionTokens(config.session_key, epoch=node.epoch)
-        replicas = [member.name for member in config.topology.members if member.role is MemberRole.replica]
-        self._leaving = leaving = Leaving(engine, replicas)
-        members = {member.name: member for member in config.topology.members}
-        node.changes = Changes(engine, members=lambda: members, successors=lambda: leaving.successors)
+        self._leaving = leaving = Leaving(engine, self._voting_replicas)
+        node.changes = Changes(engine, Leading(engine, lambda: leaving.successors))
         self._observe_apply = node.metrics.stage_seconds["apply"].observe
         self._driver: Driver | None = None
         self._guard = ConnectionGuard(HttpLimits.of(limits))
@@ -139,6 +138,7 @@ class App:
             install.finish(config.data_dir, cluster_id=config.topology.cluster_id, member=config.name)
             self._build_replica()
         node.engine.on_message = self._message
+        node.engine.on_configuration = self._configured
         self._watch()
         web_app = self._web_app()
         applied_index = 0 if node.is_witness else node.machine.applied_index
@@ -181,13 +181,11 @@ class App:
         node.door = Door(node.catalogue, node.answers, account_secret=secret)
         node.reads = Reads(node.engine, lambda: machine.applied_index, config.timing)
         node.intake = Intake(node.door, node.reads)
-        witnesses = [one.name for one in config.topology.members if one.role is MemberRole.witness]
         node.submitter = Submitter(
             node.engine,
             node.answers,
             config.limits,
             config.timing,
-            witnesses=witnesses,
             clock=node.clock,
             metrics=node.metrics,
         )
@@ -316,6 +314,17 @@ class App:
             )
         self._term_led = term_led
         self.node.submitter.role_changed()
+
+    def _voting_replicas(self) -> list[str]:
+        members = self.node.engine.group().configuration.members
+        return [one.name for one in members if one.role is MemberRole.replica and one.standing is Standing.voter]
+
+    def _configured(self) -> None:
+        """Who belongs to the group changed."""
+        members = self.node.engine.group().configuration.members
+        if not self.node.is_witness:
+            self.node.submitter.witnesses = frozenset(one.name for one in members if one.role is MemberRole.witness)
+        log.info("members", **{one.name: one.standing.value for one in members})
 
     def _message(self, member: str, kind: str, body: bytes) -> None:
         if kind == LEAVING:

@@ -6,75 +6,67 @@ asks again.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 import structlog
 from msgspec import Struct
 
-from cluster.consensus.engine import ConsensusError, EngineStatus, PeerStatus, Role
-from cluster.topology import Member, MemberRole
-from cluster.wire import LeadershipView
+from cluster.consensus.engine import EngineStatus, Role
+from cluster.membership import Change
+from cluster.wire import ClusterView, LeadershipView
 from node.errors import (
+    ChangeRefused,
     ChangeUnknown,
     InternalError,
     MemberBehind,
     MemberIsWitness,
     MemberNotFound,
     MemberNotReached,
+    MemberNotVoter,
     NodeError,
     NoLeader,
+    NoQuorum,
     Overloaded,
 )
+from node.leading import Asked, Leading, Look, Transfer
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.changes")
 
 ASK = "change"
 TOLD = "changed"
 WAITING_MAX = 64
-"""Changes that one member has under way or in its queue."""
+"""Changes that one member has under way, for itself or for others."""
 LOOK_S = 0.02
 ASK_AGAIN_S = 0.5
 """A question or its answer may be lost with a link."""
-CLOSE_ENTRIES = 64
-"""Entries that a successor may lack when the hand-over begins: new commands wait from then on."""
-HAND_OVER_MS = 1_500
-"""Longest that new commands wait for a hand-over. Another leader is elected well within it."""
+AGAIN = (NoLeader.error, NoQuorum.error)
+"""Nothing was done, and it may go well in a moment: an election, most often."""
 
-
-class Transfer(Struct, frozen=True, forbid_unknown_fields=True, tag="transfer"):
-    """target: empty for the replica that is furthest. source: only while this member leads; empty for whoever does."""
-
-    target: str = ""
-    source: str = ""
+View = TypeVar("View", LeadershipView, ClusterView)
 
 
 class Ask(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     number: int
     timeout_ms: int
-    change: Transfer
+    asked: Asked
 
 
 class Told(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How it ended at the leader. word: of a NodeError, or empty and `outcome` holds."""
+    """How it ended at the leader. word: of a NodeError, or empty and `outcome` holds a view, as msgpack."""
 
     number: int
     word: str
     message: str
-    outcome: LeadershipView | None
+    outcome: bytes = b""
 
 
-class Group(Protocol):
+class Sends(Protocol):
     """The part of the engine that is used here."""
 
     def status(self) -> EngineStatus: ...
 
     def send(self, member: str, kind: str, body: bytes) -> bool: ...
-
-    async def read_index(self, *, timeout_ms: int) -> int: ...
-
-    async def transfer_leadership(self, target: str | None, *, timeout_ms: int) -> bool: ...
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -82,25 +74,23 @@ _decode_ask = msgspec.msgpack.Decoder(Ask).decode
 _decode_told = msgspec.msgpack.Decoder(Told).decode
 _ERRORS: dict[str, type[NodeError]] = {
     kind.error: kind
-    for kind in (ChangeUnknown, MemberBehind, MemberIsWitness, MemberNotFound, MemberNotReached, NoLeader, Overloaded)
-}
+    for kind in (
+        ChangeRefused, ChangeUnknown, MemberBehind, MemberIsWitness, MemberNotFound, MemberNotReached, MemberNotVoter,
+        NoLeader, NoQuorum, Overloaded,
+    )
+}  # fmt: skip
 
 
 class Changes:
     """One member's side of it, as the one that was asked and as the one that leads. One event loop."""
 
-    def __init__(
-        self, engine: Group, *, members: Callable[[], Mapping[str, Member]], successors: Callable[[], list[str]]
-    ) -> None:
-        """members: by name, of now. successors: full replicas that may lead next, the one that is furthest first."""
+    def __init__(self, engine: Sends, leading: Leading) -> None:
         self._engine = engine
-        self._members = members
-        self._successors = successors
-        self._one_at_a_time = asyncio.Lock()
+        self._leading = leading
         # A member that starts again must not take an answer that was meant for its former self.
         self._number = secrets.randbits(48)
         self._asked: dict[int, asyncio.Future[Told]] = {}
-        self._leading: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._for_others: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._waiting = 0
 
     async def transfer(self, target: str = "", *, source: str = "", timeout_ms: int) -> LeadershipView:
@@ -108,10 +98,25 @@ class Changes:
 
         source: do so only while this member leads. When `target` leads, or `source` does not, all is well already.
 
-        Raises MemberNotFound, MemberIsWitness, MemberNotReached, MemberBehind, NoLeader, Overloaded: nothing was done.
-        ChangeUnknown: the time was over; it may yet happen.
+        Raises MemberNotFound, MemberIsWitness, MemberNotVoter, MemberNotReached, MemberBehind, NoLeader, NoQuorum,
+        Overloaded: nothing was done. ChangeUnknown: the time was over; it may yet happen.
         """
-        return await self._ask(Transfer(target, source), timeout_ms)
+        return await self._ask(Transfer(target, source), LeadershipView, timeout_ms)
+
+    async def change(self, change: Change, *, timeout_ms: int) -> ClusterView:
+        """Change the members; returns them as they are then. One that holds already is done.
+
+        Raises MemberNotFound, ChangeRefused, NoLeader, NoQuorum, Overloaded: nothing was logged.
+        ChangeUnknown: the time was over; it may yet come to hold.
+        """
+        return await self._ask(change, ClusterView, timeout_ms)
+
+    async def look(self, *, timeout_ms: int) -> ClusterView:
+        """The members, as a leader that a majority confirms knows them. Raises NoLeader, NoQuorum, Overloaded."""
+        try:
+            return await self._ask(Look(), ClusterView, timeout_ms)
+        except ChangeUnknown as error:
+            raise NoLeader("the leader did not answer in time: try again, or ask another member") from error
 
     def received(self, member: str, kind: str, body: bytes) -> bool:
         """A message of another member; False: not one of ours. Raises ValueError: it can't be read."""
@@ -130,55 +135,69 @@ class Changes:
         return True
 
     async def stop(self) -> None:
-        tasks = list(self._leading.values())
+        tasks = list(self._for_others.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # ---- the member that was asked ----
 
-    async def _ask(self, change: Transfer, timeout_ms: int) -> LeadershipView:
+    async def _ask(self, asked: Asked, kind: type[View], timeout_ms: int) -> View:
         if self._waiting >= WAITING_MAX:
             raise Overloaded("too many changes of the cluster are under way; try again")
-        deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_ms / 1000
         self._number += 1
         number = self._number
-        unsure = False
+        doubts: set[tuple[str, int]] = set()
+        """(leader, term) of those who were asked and may have made the change, though none said so."""
+        failed: NodeError = NoLeader("no leader in time; nothing was done: try again, or ask another member")
         self._waiting += 1
         try:
-            while (left_ms := self._left_ms(deadline)) > 0:
+            while (left_s := deadline - loop.time()) > 0:
                 status = self._engine.status()
-                if change == Transfer():
+                if asked == Transfer():
                     # Asked again, it must not move on from whoever took over.
-                    change = Transfer(source=status.leader or "")
-                told: Told | None = None
+                    asked = Transfer(source=status.leader or "")
+                told, key = None, (status.leader or "", status.term)
+                # A little less for a leader elsewhere: what it says at the end has yet to come back.
                 if status.role is Role.leader:
-                    told = await self._lead(number, change, left_ms)
+                    told = await self._lead(number, asked, int(left_s * 1000))
                 elif status.leader is not None and self._engine.send(
-                    status.leader, ASK, _encode(Ask(number, left_ms, change))
+                    status.leader, ASK, _encode(Ask(number, int(left_s * 900), asked))
                 ):
                     told = await self._answer(number, status, deadline)
-                    unsure = unsure or told is None
-                if told is not None and told.outcome is not None:
-                    return told.outcome
-                if told is not None and told.word != NoLeader.error:
-                    raise _ERRORS.get(told.word, InternalError)(told.message)
+                    if told is None:
+                        doubts.add(key)
+                if told is not None and not told.word:
+                    return msgspec.msgpack.decode(told.outcome, type=kind)
+                if told is not None:
+                    failed = _ERRORS.get(told.word, InternalError)(told.message)
+                    if not failed.definite:
+                        doubts.add(key)
+                    elif told.word not in AGAIN:
+                        # What this leader says now is how it is, whatever it was asked before. Of others it knows not.
+                        doubts.discard(key)
+                        break
+                    if not failed.definite and isinstance(asked, Transfer):
+                        break  # another try would make commands wait once more
                 await asyncio.sleep(LOOK_S)
         finally:
             self._waiting -= 1
-        if unsure:
+        if doubts and failed.definite:
             raise ChangeUnknown(
                 "the leader did not say in time how it ended: it may yet be made; ask for the same again, or look"
             )
-        raise NoLeader("no leader in time; nothing was done: try again, or ask another member")
+        raise failed
 
     async def _answer(self, number: int, asked: EngineStatus, deadline: float) -> Told | None:
         """What the leader says that was asked; None: it is time to ask again, this one or another."""
-        told: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[Told] = loop.create_future()
         self._asked[number] = told
-        again_at = min(deadline, asyncio.get_running_loop().time() + ASK_AGAIN_S)
+        again_at = min(deadline, loop.time() + ASK_AGAIN_S)
         try:
-            while self._left_ms(again_at) > 0 and not told.done():
+            while loop.time() < again_at and not told.done():
                 await asyncio.wait({told}, timeout=LOOK_S)
                 status = self._engine.status()
                 if (status.leader, status.term) != (asked.leader, asked.term):
@@ -187,99 +206,30 @@ class Changes:
         finally:
             del self._asked[number]
 
-    @staticmethod
-    def _left_ms(deadline: float) -> int:
-        return int((deadline - asyncio.get_running_loop().time()) * 1000)
-
     # ---- the member that leads ----
 
     def _take_in(self, member: str, ask: Ask) -> None:
-        if (member, ask.number) in self._leading:
+        if (member, ask.number) in self._for_others:
             return  # it asks again because it has heard nothing yet
-        if len(self._leading) >= WAITING_MAX:
-            self._tell(member, Told(ask.number, Overloaded.error, "too many changes are under way; try again", None))
+        if len(self._for_others) >= WAITING_MAX:
+            self._tell(member, Told(ask.number, Overloaded.error, "too many changes are under way; try again"))
             return
         task = asyncio.get_running_loop().create_task(self._lead_for(member, ask), name="change")
-        self._leading[member, ask.number] = task
-        task.add_done_callback(lambda _: self._leading.pop((member, ask.number), None))
+        self._for_others[member, ask.number] = task
+        task.add_done_callback(lambda _: self._for_others.pop((member, ask.number), None))
 
     async def _lead_for(self, member: str, ask: Ask) -> None:
-        self._tell(member, await self._lead(ask.number, ask.change, ask.timeout_ms))
+        self._tell(member, await self._lead(ask.number, ask.asked, ask.timeout_ms))
 
     def _tell(self, member: str, told: Told) -> None:
         # When this can't be sent, the other member asks again.
         self._engine.send(member, TOLD, _encode(told))
 
-    async def _lead(self, number: int, change: Transfer, timeout_ms: int) -> Told:
+    async def _lead(self, number: int, asked: Asked, timeout_ms: int) -> Told:
         try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                await self._one_at_a_time.acquire()
-        except TimeoutError:
-            return Told(number, Overloaded.error, "another change is under way: try again", None)
-        try:
-            outcome = await self._hand_over(change, asyncio.get_running_loop().time() + timeout_ms / 1000)
+            return Told(number, "", "", _encode(await self._leading.do(asked, timeout_ms=timeout_ms)))
         except NodeError as error:
-            return Told(number, error.error, error.message, None)
-        except ConsensusError as error:
-            return Told(number, NoLeader.error, str(error), None)
-        finally:
-            self._one_at_a_time.release()
-        log.info("leadership", leader=outcome.leader, term=outcome.term)
-        return Told(number, "", "", outcome)
-
-    async def _hand_over(self, change: Transfer, deadline: float) -> LeadershipView:
-        engine = self._engine
-        status = engine.status()
-        me = status.member
-        if status.role is not Role.leader or self._members()[me].role is MemberRole.witness:
-            raise NoLeader(f"{me} does not lead")
-        self._check(change.target)
-        if change.target == me or change.source not in ("", me):
-            await engine.read_index(timeout_ms=max(1, self._left_ms(deadline)))
-            return self._leadership()
-        target = await self._caught_up(change.target, deadline)
-        left_ms = max(1, self._left_ms(deadline))
-        log.info("hands leadership over", target=target, asked_for=change.target)
-        moved = await engine.transfer_leadership(target, timeout_ms=min(left_ms, HAND_OVER_MS))
-        if not moved or engine.status().leader is None:
-            raise ChangeUnknown(f"{target} does not lead yet, and may yet take over: look who leads, or ask again")
-        found = self._leadership()
-        if change.target and found.leader != change.target:
-            raise ChangeUnknown(f"{found.leader} leads now, not {change.target}: look who leads, or ask again")
-        return found
-
-    def _leadership(self) -> LeadershipView:
-        status = self._engine.status()
-        return LeadershipView(status.leader or "", status.term)
-
-    def _check(self, target: str) -> None:
-        if not target:
-            return
-        member = self._members().get(target)
-        if member is None:
-            raise MemberNotFound(f"no member {target[:64]!r}; there are {', '.join(self._members())}")
-        if member.role is MemberRole.witness:
-            raise MemberIsWitness(f"{target} is a witness: it keeps no state, so it can't lead for clients")
-
-    async def _caught_up(self, wanted: str, deadline: float) -> str:
-        """Who takes over, once it has nearly all: commands wait only while it gets the rest."""
-        loop = asyncio.get_running_loop()
-        while True:
-            successors = self._successors()
-            target = wanted or (successors[0] if successors else "")
-            if not target:
-                raise MemberNotReached("no other full replica is connected and stays: there is nobody to hand over to")
-            status = self._engine.status()
-            peer = next((peer for peer in status.peers if peer.name == target), None)
-            if target not in successors or peer is None:
-                raise MemberNotReached(f"{status.member} leads and has no connection to {target}, or {target} leaves")
-            lag = self._lag(status, peer)
-            if lag <= CLOSE_ENTRIES:
-                return target
-            if loop.time() + HAND_OVER_MS / 1000 >= deadline:
-                raise MemberBehind(f"{target} lacks {lag} entries of the log: try again when it has caught up")
-            await asyncio.sleep(LOOK_S)
-
-    @staticmethod
-    def _lag(status: EngineStatus, peer: PeerStatus) -> int:
-        return status.last_index if not peer.joined else max(0, status.last_index - peer.matched_index)
+            return Told(number, error.error, error.message)
+        except Exception as error:
+            log.exception("a change of the cluster failed", change=type(asked).__name__)
+            return Told(number, InternalError.error, f"{type(error).__name__}: {error}")

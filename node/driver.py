@@ -168,7 +168,7 @@ class Driver:
         while True:
             await asyncio.sleep(self.config.timing.digest_ms / 1000)
             # What the reports themselves add to the log is no news.
-            if self._machine.applied_index > self._reported_index + 1 + len(self.config.topology.members):
+            if self._machine.applied_index > self._reported_index + 1 + self._replicas():
                 self._report(self._machine.applied_index)
 
     def _report(self, index: int) -> None:
@@ -178,8 +178,12 @@ class Driver:
             self._tell_digest(index, digest)
 
     def _tell_digest(self, index: int, digest: bytes) -> None:
-        replicas = sum(member.role is MemberRole.replica for member in self.config.topology.members)
-        self._submitter.tell(ReportDigest(self.config.name, index, digest, replicas))
+        self._submitter.tell(ReportDigest(self.config.name, index, digest, self._replicas()))
+
+    def _replicas(self) -> int:
+        """All that hold the state, whether they vote or not: each has a digest to compare."""
+        members = self._engine.group().configuration.members
+        return sum(member.role is MemberRole.replica for member in members)
 
     # ---- disk ----
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -22,10 +22,10 @@ ALONE_MS = 1_000
 class Leaving:
     """Where this member and the other replicas stand on the way out."""
 
-    def __init__(self, engine: Engine, replicas: Iterable[str]) -> None:
-        """replicas: names of all full replicas, this member's too."""
+    def __init__(self, engine: Engine, replicas: Callable[[], Collection[str]]) -> None:
+        """replicas: names of all full replicas that vote now, this member's too."""
         self._engine = engine
-        self._replicas = frozenset(replicas)
+        self._replicas = replicas
         self._heard_at: dict[str, float] = {}
         self._saying: asyncio.Task[None] | None = None
 
@@ -45,12 +45,12 @@ class Leaving:
 
     @property
     def successors(self) -> list[str]:
-        """The other replicas that are connected and stay, the one that is furthest first."""
-        late = time.monotonic() - FRESH_S
+        """The other voting replicas that are connected and stay, the one that is furthest first."""
+        late, replicas = time.monotonic() - FRESH_S, self._replicas()
         peers = [
             peer
             for peer in self._engine.status().peers
-            if peer.connected and peer.name in self._replicas and self._heard_at.get(peer.name, 0.0) < late
+            if peer.connected and peer.name in replicas and self._heard_at.get(peer.name, 0.0) < late
         ]
         return [peer.name for peer in sorted(peers, key=lambda peer: -peer.matched_index)]
 

@@ -132,6 +132,7 @@ _DIGEST_AT = Parameter(
 _DEPTH = Parameter("depth", "Price levels per side.", {"type": "integer", "minimum": 1, "maximum": 1000})
 _ANY_ACCOUNT = Parameter("account", "Id of an account.", _TEXT64, "path", True)
 _ANY_KEY = Parameter("key", "The key of a command.", _TEXT64, "path", True)
+_MEMBER = Parameter("name", "Name of a member.", _TEXT64, "path", True)
 _WAIT = Parameter("wait_ms", "Wait for news so long.", {"type": "integer", "minimum": 0, "maximum": 20000})
 _FEED_LIMIT = Parameter("limit", "Events or rows of a page.", {"type": "integer", "minimum": 1, "maximum": 5000})
 _SNAPSHOT_TOKEN = Parameter("page_token", "`next_page_token` of the page before.", {"type": "string", "maxLength": 256})
@@ -179,6 +180,17 @@ TABLE: tuple[Operation, ...] = (
               roles=(_AUDITOR,), answer=FeedPage, parameters=(_AFTER, _FEED_LIMIT, _WAIT)),
     Operation(method="get", path="/v1/feed/snapshot", summary="Read the whole state at one index, page by page",
               roles=(_AUDITOR,), answer=SnapshotPage, parameters=(_SNAPSHOT_TOKEN, _FEED_LIMIT)),
+    Operation(method="get", path="/v1/cluster/members", summary="Show who belongs to the cluster, and how far each is",
+              roles=(_OPERATOR, _AUDITOR), answer=wire.ClusterView, parameters=(_CONSISTENCY, _TIMEOUT)),
+    Operation(method="post", path="/v1/cluster/members", summary="Add a member, as learner or read replica",
+              roles=(_OPERATOR,), body=wire.AddMember, answer=wire.ClusterView, parameters=(_TIMEOUT,)),
+    Operation(method="post", path="/v1/cluster/members/{name}/promote",
+              summary="Make a voter of a learner that has caught up",
+              roles=(_OPERATOR,), answer=wire.ClusterView, parameters=(_MEMBER, _TIMEOUT)),
+    Operation(method="post", path="/v1/cluster/members/{name}/demote", summary="Make a learner of a voter",
+              roles=(_OPERATOR,), answer=wire.ClusterView, parameters=(_MEMBER, _TIMEOUT)),
+    Operation(method="delete", path="/v1/cluster/members/{name}", summary="Remove a member; its name never comes back",
+              roles=(_OPERATOR,), answer=wire.ClusterView, parameters=(_MEMBER, _TIMEOUT)),
     Operation(method="post", path="/v1/cluster/transfer", summary="Hand leadership to another member",
               roles=(_OPERATOR,), body=wire.TransferLeadership, answer=wire.LeadershipView,
               parameters=(_TIMEOUT,)),

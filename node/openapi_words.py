@@ -112,6 +112,23 @@ MEANS: dict[str, str] = {
     # ---- the cluster and its members ----
     "to": "The member that shall lead; left out: the full replica that is furthest.",
     "from": "Only while this member leads: then the same request may be sent again.",
+    "member": "The member that answers.",
+    "members": "Who belongs to the cluster, in the order in which they came.",
+    "removed": "Names that were members and never come back.",
+    "configuration_index": "Of the log entry that says who the members are; 0 for those that the cluster began with.",
+    "committed": "It stays as it is; false while a change is under way.",
+    "generation": "How often the members were forced after a majority was lost.",
+    "standing": "voter: it counts for elections and majorities. learner: it catches up and may be promoted. "
+    "read_replica: it follows and serves reads, and never votes.",
+    "peer_host": "Where the other members find it.",
+    "peer_port": "Where the other members find it.",
+    "api_host": "Where clients find it.",
+    "api_port": "Where clients find it.",
+    "connected": "The member that answers has a link to it.",
+    "joined": "It counts; false on a new disk, until it has caught up.",
+    "lag": "Entries of the log that it lacks; null where a follower answers.",
+    "heard_ms_ago": "When something last came from it.",
+    # ---- a member ----
     "name": "Name of the member.",
     "site": "Its datacenter.",
     "role": "replica: log and state. witness: the log alone.",

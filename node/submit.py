@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from cluster import wire
 from cluster.consensus.engine import ConsensusError, Engine, EngineStatus, Role
+from cluster.topology import Standing
 from node.batcher import DROPPED, IDLE, SENT, Batcher, Item, clock_us
 from node.config import NodeLimits, NodeTiming
 from node.errors import DiskLow, InternalError, NodeError, NoLeader, NoQuorum, NotReady, OutcomeUnknown, Overloaded
@@ -205,7 +206,8 @@ class Submitter:
         self._answers = answers
         self._limits = limits
         self._timing = timing
-        self._witnesses = frozenset(witnesses)
+        self.witnesses = frozenset(witnesses)
+        """Members that may lead for a moment and take no commands."""
         self.batcher = Batcher(engine, limits, self._failed, clock=clock, metrics=metrics)
         self._waiting: dict[tuple[str, str], Prepared] = {}
         self._frames: dict[int, _Frame] = {}
@@ -283,7 +285,7 @@ class Submitter:
             return
         if status is not None and status.role is Role.leader:
             self.batcher.put(told)
-        elif status is not None and status.leader and status.leader not in self._witnesses:
+        elif status is not None and status.leader and status.leader not in self.witnesses:
             body = _encode(Forward(0, 0, "", [], [item.envelope for item in told]))
             self._engine.send(status.leader, FORWARD, body)
 
@@ -340,7 +342,7 @@ class Submitter:
                 self._end_all(items, self.batcher.closed)
             elif refused := self.batcher.put(items, frame.trace):
                 self._end_all(refused, Overloaded("the leader's queue is full; try again"))
-        elif status.leader is None or status.leader in self._witnesses:
+        elif status.leader is None or status.leader in self.witnesses:
             self._park(frame)
         else:
             self._forward(frame, items, status.leader)
@@ -606,9 +608,9 @@ class Submitter:
 
     def _why_nowhere(self) -> NodeError:
         status = self._engine.status()
-        voters = 1 + len(status.peers)
-        reached = 1 + sum(peer.connected for peer in status.peers)
-        if reached <= voters // 2 or (status.role is Role.leader and not status.has_quorum):
+        voters = [True] * (status.standing is Standing.voter)
+        voters += [peer.connected for peer in status.peers if peer.standing is Standing.voter]
+        if sum(voters) <= len(voters) // 2 or (status.role is Role.leader and not status.has_quorum):
             return NoQuorum("this member reaches no majority; nothing was logged: try again, or ask another member")
         return NoLeader("no leader in time; nothing was logged: try again, or ask another member")
 
@@ -636,7 +638,7 @@ class Submitter:
     def _resend(self, frame: _Frame, leader: str) -> None:
         """No answer for long: the message, or the refusal, may be lost. A repeat is answered as the first."""
         items = self._unresolved(frame)
-        if not items or leader in self._witnesses:
+        if not items or leader in self.witnesses:
             return
         for item in items:
             item.tainted = item.tainted or item.state == SENT

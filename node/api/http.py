@@ -132,14 +132,20 @@ def reading(handler: Handler) -> Handler:
 
 
 async def begin_read(request: web.Request, node: Node) -> None:
-    consistency = request.query.get("consistency", "linearizable")
+    local = is_local(request)
     token = request.headers.get("X-Session-Token")
-    if consistency not in ("linearizable", "local"):
-        raise InvalidField("consistency is linearizable or local", field="consistency")
     if token is not None:
         await node.reads.at_least(node.session_tokens.read(token))
-    elif consistency == "linearizable":
+    elif not local:
         await node.reads.linearizable()
+
+
+def is_local(request: web.Request) -> bool:
+    """Whether a read asks for what this member has, whatever others know by now."""
+    consistency = request.query.get("consistency", "linearizable")
+    if consistency not in ("linearizable", "local"):
+        raise InvalidField("consistency is linearizable or local", field="consistency")
+    return consistency == "local"
 
 
 def read_answer(request: web.Request, body: Any) -> web.Response:

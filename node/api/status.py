@@ -111,6 +111,7 @@ def member_view(node: Node) -> wire.MemberView:
         peers=[
             {
                 "name": peer.name,
+                "standing": peer.standing.value,
                 "connected": peer.connected,
                 "matched_index": peer.matched_index,
                 "lag": max(0, engine.last_index - peer.matched_index) if engine.role is Role.leader else None,
@@ -120,8 +121,9 @@ def member_view(node: Node) -> wire.MemberView:
             }
             for peer in engine.peers
         ],
-        rejoining=not engine.voter,
+        rejoining=not engine.joined,
         refusal=engine.refusal,
+        standing=engine.standing.value,
         disk_free_bytes=shutil.disk_usage(node.config.data_dir).free,
     )
 

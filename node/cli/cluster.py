@@ -13,7 +13,11 @@ from cluster.launcher import READY_TIMEOUT_MS, STOP_TIMEOUT_MS, Launcher, Launch
 from node.cli.output import err, print_json, print_table, say
 from node.cli.session import DEFAULT_CLUSTER, CliError, Cluster, Json, mint
 
-cluster = typer.Typer(add_completion=False, no_args_is_help=True, help="Make a new cluster folder.")
+cluster = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Make a cluster folder; change a running cluster's members and leader.",
+)
 up = typer.Typer(add_completion=False)
 down = typer.Typer(add_completion=False)
 node = typer.Typer(add_completion=False)
@@ -145,7 +149,7 @@ def stop(
     Example: tiebreak down dc-a --kill
     """
     launcher = Launcher(ClusterFolder(where))
-    names = _named(launcher, members)
+    names = _named(launcher, members, more=launcher.left_over)
     if kill:
         ended = {name: "killed" if launcher.kill(name) else "not running" for name in names}
     else:
@@ -235,8 +239,10 @@ def _seconds(text: str) -> int:
     return int(number) * UNITS_S[unit]
 
 
-def _named(launcher: Launcher, members: list[str] | None) -> list[str]:
+def _named(launcher: Launcher, members: list[str] | None, *, more: list[str] | None = None) -> list[str]:
+    """more: who is none of the members, and may be named all the same."""
+    known = [*launcher.members, *(more or [])]
     for name in members or []:
-        if name not in launcher.members:
-            raise CliError(f"no member {name!r}; there are {', '.join(launcher.members)}")
-    return list(members) if members else list(launcher.members)
+        if name not in known:
+            raise CliError(f"no member {name!r}; there are {', '.join(known)}")
+    return list(members) if members else known

@@ -171,7 +171,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     witness = view.role == "witness"
     return (
         row.name,
-        "witness" if witness and view.state == "follower" else view.state,
+        _state(view),
         str(view.term),
         str(view.commit_index),
         "" if witness else str(view.applied_index),
@@ -180,3 +180,12 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.digest[:DIGEST_SHOWN],
         row.health,
     )
+
+
+def _state(view: MemberView) -> str:
+    """What it is to the cluster, in a word or two."""
+    if view.state != "follower":
+        return view.state
+    if view.standing != "voter":
+        return view.standing.replace("_", " ")
+    return "witness" if view.role == "witness" else "follower"

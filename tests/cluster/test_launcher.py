@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.folder import ClusterFolder, FolderError, create
+from cluster.folder import ClusterFolder, FolderError, add_member, create, next_ports
 from cluster.launcher import DiedAtStart, Launcher, NotReady, PortInUse, Process, run_down
 from cluster.topology import InvalidTopology
 from tests.cluster.fake_node import free_port
@@ -171,3 +171,34 @@ def test_a_new_folder_overwrites_nothing(tmp_path: Path) -> None:
 def test_no_cluster_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="tiebreak cluster init"):
         Launcher(ClusterFolder(tmp_path))
+
+
+def test_who_is_no_member_any_more_is_found_and_stopped(launcher: Launcher) -> None:
+    launcher.start("dc-b", die_with_us=True)
+    launcher.wait_ready(["dc-b"], timeout_ms=10_000)
+    topology = launcher.folder.topology()
+    left = [member for member in topology.members if member.name != "dc-b"]
+    launcher.folder.save(msgspec.structs.replace(topology, members=left, configuration_index=7))
+    assert launcher.left_over == []
+    launcher.look_again()
+    assert (sorted(launcher.members), launcher.left_over) == (["dc-a", "tiebreaker"], ["dc-b"])
+    assert Launcher(launcher.folder, program=PROGRAM).stop(["dc-b"]) == {"dc-b": "stopped"}
+    assert launcher.left_over == []
+
+
+def test_one_more_member_has_files_of_its_own_and_ports_that_nobody_has(launcher: Launcher) -> None:
+    folder = launcher.folder
+    made = add_member(folder, "dc-c")
+    assert sorted(path.name for path in made) == ["dc-c.crt", "dc-c.key", "dc-c.toml"]
+    assert stat.S_IMODE((folder.certs / "dc-c.key").stat().st_mode) == 0o600
+    assert add_member(folder, "dc-c") == []
+    topology = folder.topology()
+    first = topology.members[0].peer_port
+    pairs = next_ports(topology)
+    assert pairs[0] == (first + 3, first + 13)
+    taken = {port for member in topology.members for port in (member.peer_port, member.api_port)}
+    assert not taken & {port for pair in pairs for port in pair}
+    (folder.certs / "ca.key").unlink()
+    with pytest.raises(FolderError, match=r"ca\.key"):
+        add_member(folder, "dc-d")
+    assert not folder.config("dc-d").exists()

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from cluster.certificates import TlsFiles
-from cluster.consensus.engine import ConsensusError, EngineStatus, PeerStatus, Role
+from cluster.consensus.engine import ChangeRefused, ConsensusError, EngineStatus, GroupStatus, PeerStatus, Role
+from cluster.membership import Change, Configuration, InvalidChange, changed
 from cluster.topology import Member, MemberRole, Topology
 from node.app import App
 from node.auth import issue_token
@@ -37,6 +38,7 @@ class SoloEngine:
         self.on_committed: Callable[[int, bytes], None] = lambda index, payload: None
         self.on_role: Callable[[], None] = lambda: None
         self.on_message: Callable[[str, str, bytes], None] = lambda member, kind, body: None
+        self.on_configuration: Callable[[], None] = lambda: None
         self.member = member
         self.others = others
         self.role = Role.leader
@@ -54,6 +56,8 @@ class SoloEngine:
         self.index = 0
         self.stored_index = 0
         self.log: list[bytes] = []
+        self.configuration = Configuration(0, [named(name, place) for place, name in enumerate((member, *others))])
+        self.configuration_index = 0
 
     async def start(self, *, applied_index: int) -> None:
         self.index = applied_index
@@ -94,6 +98,23 @@ class SoloEngine:
     async def transfer_leadership(self, target: str | None, *, timeout_ms: int) -> bool:
         return False
 
+    def group(self) -> GroupStatus:
+        return GroupStatus(self.configuration_index, True, self.configuration)
+
+    async def change_membership(self, change: Change, *, timeout_ms: int) -> GroupStatus:
+        await asyncio.sleep(0)
+        if self.refuse is not None:
+            raise self.refuse
+        try:
+            after = changed(self.configuration, change)
+        except InvalidChange as error:
+            raise ChangeRefused(str(error)) from error
+        if after is not self.configuration:
+            self.index += 1
+            self.configuration, self.configuration_index = after, self.index
+            self.on_configuration()
+        return self.group()
+
     def set_stored_index(self, index: int) -> None:
         self.stored_index = index
 
@@ -121,6 +142,12 @@ class SoloEngine:
             self.stored_index,
             peers,
         )
+
+
+def named(name: str, place: int) -> Member:
+    """A member of a group that exists in a test's mind only."""
+    role = MemberRole.witness if name == "tiebreaker" else MemberRole.replica
+    return Member(name, name, role, "127.0.0.1", 10_001 + 2 * place, "127.0.0.1", 10_002 + 2 * place)
 
 
 def free_ports(count: int, *, first: int | None = None) -> list[int]:

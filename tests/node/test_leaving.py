@@ -38,7 +38,7 @@ class Group(SoloEngine):
 
 def hand_over(engine: Group, *, heard: tuple[str, ...] = ()) -> bool:
     async def main() -> bool:
-        on_the_way = Leaving(engine, ("dc-a", "dc-b", "dc-c"))
+        on_the_way = Leaving(engine, lambda: ("dc-a", "dc-b", "dc-c"))
         for name in heard:
             on_the_way.heard(name)
         return await on_the_way.hand_over(timeout_ms=5_000)
@@ -72,7 +72,7 @@ def test_with_nobody_left_nobody_is_asked(gone: set[str], heard: tuple[str, ...]
 def test_who_leaves_meanwhile_is_not_waited_for() -> None:
     async def main() -> None:
         engine = Group("dc-b", "dc-c")
-        on_the_way = Leaving(engine, ("dc-a", "dc-b", "dc-c"))
+        on_the_way = Leaving(engine, lambda: ("dc-a", "dc-b", "dc-c"))
         handing = asyncio.create_task(on_the_way.hand_over(timeout_ms=5_000))
         await asyncio.sleep(0.1)
         on_the_way.heard("dc-c")
@@ -87,7 +87,7 @@ def test_who_leaves_meanwhile_is_not_waited_for() -> None:
 def test_who_left_and_came_back_is_asked_again() -> None:
     async def main() -> None:
         engine = Group("dc-b", takes_s=0.0)
-        on_the_way = Leaving(engine, ("dc-a", "dc-b"))
+        on_the_way = Leaving(engine, lambda: ("dc-a", "dc-b"))
         on_the_way.heard("dc-b")
         assert not await on_the_way.hand_over(timeout_ms=5_000)
         await asyncio.sleep(FRESH_S + 0.05)

@@ -102,6 +102,11 @@ MISTAKES = [
     ("instrument limits AAPL", 1, "nothing to change"),
     ("node nobody", 1, "neither a file nor a member"),
     ("cluster transfer --timeout-ms 100", 4, "connection refused"),
+    ("cluster members --timeout-ms 100", 4, "connection refused"),
+    ("cluster add dc-c --site dc-a --witness --read-replica", 1, "no state"),
+    ("cluster add dc-c --site dc-a --peer 127.0.0.1:19998", 1, "go together"),
+    ("cluster add dc-c --site dc-a --peer here --api there", 1, "HOST:PORT"),
+    ("cluster add dc-c --timeout-ms 100", 2, "--site"),
 ]
 
 

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from cluster.client import Health, Member
 from cluster.wire import MemberView
-from node.cli.status import LAG_MAX, judge
+from node.cli.status import LAG_MAX, _state, judge
 
 BASE = MemberView(
     name="dc-a",
@@ -87,3 +87,20 @@ def test_a_member_that_can_not_answer_a_read_is_not_ready() -> None:
 def test_lag_of_a_witness_is_that_of_its_log() -> None:
     report = judge([health(A), health(B), health(replace(T, durable_index=19_000))], SAME, 1)
     assert report.members[2].lag == 1_000
+
+
+# as the member says it, and what stands in the table
+STATES = [
+    (A, "leader"),
+    (B, "follower"),
+    (T, "witness"),
+    (replace(B, standing="learner"), "learner"),
+    (replace(B, standing="read_replica"), "read replica"),
+    (replace(T, standing="learner"), "learner"),
+    (replace(B, state="candidate"), "candidate"),
+]
+
+
+@pytest.mark.parametrize(("view", "state"), STATES)
+def test_what_each_is_to_the_cluster(view: MemberView, state: str) -> None:
+    assert _state(view) == state

@@ -1,0 +1,204 @@
+"""Members of a running cluster change from the command line, on real processes under load, and nothing is lost."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.node.test_cluster import BUY, Group
+from tests.node.test_handover import Load
+from tests.node.test_takeover import run
+
+
+async def cli(group: Group, line: str, *, code: int = 0, killed_after_s: float = 0.0) -> Any:
+    """Run `tiebreak LINE --json` as a process of its own; what it printed, or its talk when it failed."""
+    environment = {**os.environ, "TIEBREAK_CLUSTER": str(group.folder.root), "COLUMNS": "200"}
+    pipe = asyncio.subprocess.PIPE
+    program = [sys.executable, "-m", "node.cli.main", *line.split(), "--json"]
+    process = await asyncio.create_subprocess_exec(*program, env=environment, stdout=pipe, stderr=pipe)
+    if killed_after_s:
+        await asyncio.sleep(killed_after_s)
+        if process.returncode is None:
+            process.send_signal(signal.SIGKILL)
+        await process.communicate()
+        return None
+    out, err = await process.communicate()
+    assert process.returncode == code, f"tiebreak {line}: {process.returncode}\n{out.decode()}\n{err.decode()}"
+    group.launcher.look_again()
+    group.members = group.launcher.members
+    return json.loads(out) if code == 0 else err.decode()
+
+
+def standings(view: Any) -> dict[str, str]:
+    return {one["name"]: one["standing"] for one in view["members"]}
+
+
+async def agree(group: Group, names: tuple[str, ...]) -> None:
+    """Wait until these stand at one index with one digest."""
+    deadline = time.monotonic() + 20
+    views: list[Any] = []
+    while time.monotonic() < deadline:
+        views = [await group.status(name) for name in names]
+        if len({view["applied_index"] for view in views}) == 1:
+            assert len({view["digest"] for view in views}) == 1, views
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"replicas do not come together: {views}")
+
+
+async def are_there(group: Group, keys: list[str], names: tuple[str, ...]) -> None:
+    """Every key has its answer on each of these."""
+    slots = asyncio.Semaphore(16)
+
+    async def look(key: str, name: str) -> None:
+        async with slots:
+            for account in ("alice", "bob"):
+                path = f"/v1/commands/{key}?consistency=local"
+                if (await group.once(name, "GET", path, accounts=(account,)))[0] == 200:
+                    return
+            raise AssertionError(f"{key} is not on {name}")
+
+    await asyncio.gather(*(look(key, name) for name in names for key in keys))
+
+
+def lose(group: Group, name: str) -> None:
+    """A machine that is gone for good."""
+    group.launcher.kill(name)
+    shutil.rmtree(group.folder.data(name))
+
+
+def test_a_replica_that_is_gone_for_good_is_replaced_under_load(tmp_path: Path) -> None:
+    async def talk(group: Group) -> None:
+        load = Load()
+        async with load.running(group):
+            lose(group, "dc-b")
+            view = await cli(group, "cluster replace dc-b dc-b2")
+            assert standings(view) == {"dc-a": "voter", "tiebreaker": "voter", "dc-b2": "voter"}
+            assert view["removed"] == ["dc-b"]
+            # The same again: all is as it should be.
+            again = await cli(group, "cluster replace dc-b dc-b2")
+            assert again["configuration_index"] == view["configuration_index"]
+        assert not load.failed
+        assert sorted(group.members) == ["dc-a", "dc-b2", "tiebreaker"]
+        assert {one.site for one in group.members.values()} == {"dc-a", "dc-b", "tiebreaker"}
+        await agree(group, ("dc-a", "dc-b2"))
+        await are_there(group, load.keys[:: max(1, len(load.keys) // 300)], ("dc-a", "dc-b2"))
+        # The new one counts: with it and the witness alone, the cluster goes on.
+        group.launcher.kill("dc-a")
+        await group.do("POST", "/v1/orders", body=BUY, key="after", members=("dc-b2",))
+        group.launcher.start("dc-a", die_with_us=True)
+        await asyncio.to_thread(group.launcher.wait_ready)
+        report = await cli(group, "status")
+        assert {row["name"]: row["view"]["standing"] for row in report["members"]} == standings(view)
+
+    run(tmp_path, talk)
+
+
+def test_a_replacement_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def talk(group: Group) -> None:
+        lose(group, "dc-b")
+        # 0.3 s is before anything was asked, the last one usually after all was done.
+        for seconds in (0.3, 0.45, 0.6, 0.8, 1.1):
+            await cli(group, "cluster replace dc-b dc-b2", killed_after_s=seconds)
+        view = await cli(group, "cluster replace dc-b dc-b2")
+        assert standings(view) == {"dc-a": "voter", "tiebreaker": "voter", "dc-b2": "voter"}
+        assert [member.name for member in group.folder.topology().members] == list(standings(view))
+        await agree(group, ("dc-a", "dc-b2"))
+
+    run(tmp_path, talk)
+
+
+def test_step_by_step_with_refusals_that_help(tmp_path: Path) -> None:
+    async def talk(group: Group) -> None:
+        assert "3 are needed" in await cli(group, "cluster remove dc-b", code=1)
+        assert "no member 'nobody'" in await cli(group, "cluster promote nobody", code=1)
+        assert "no member 'nobody'" in await cli(group, "cluster replace nobody dc-c", code=1)
+        assert "a member already" in await cli(
+            group, "cluster add dc-b --site dc-b --peer 127.0.0.1:19998 --api 127.0.0.1:19999", code=1
+        )
+        files = sorted(group.folder.root.rglob("*"))
+        for name, says in (("dc_c", "letters"), ("../c", "letters"), ("gateway-c", "for gateways")):
+            assert says in await cli(group, f"cluster add {name} --site dc-a", code=1)
+        taken = f"127.0.0.1:{group.members['dc-a'].peer_port}"
+        assert "are both" in await cli(group, f"cluster add dc-c --site dc-a --peer {taken} --api {taken}", code=1)
+        assert [path for path in sorted(group.folder.root.rglob("*")) if path.suffix in (".toml", ".crt", ".key")] == [
+            path for path in files if path.suffix in (".toml", ".crt", ".key")
+        ]
+
+        added = await cli(group, "cluster add dc-c --site dc-a")
+        assert standings(added)["dc-c"] == "learner"
+        again = await cli(group, "cluster add dc-c --site dc-a")
+        assert again["configuration_index"] == added["configuration_index"]
+        assert "dc-c" in await cli(group, "cluster promote dc-c --timeout-ms 500", code=1)
+        # `up` knows who came later.
+        ready = await cli(group, "up")
+        assert {row["member"] for row in ready} == {"dc-a", "dc-b", "tiebreaker", "dc-c"}
+        report = await cli(group, "status")
+        assert report["members"][-1]["view"]["standing"] == "learner"
+        promoted = await cli(group, "cluster promote dc-c --wait")
+        assert standings(promoted)["dc-c"] == "voter"
+        shown = await cli(group, "cluster members")
+        assert any("even number" in why for why in shown["weaknesses"])
+        local = await cli(group, "cluster members --local")
+        assert standings(local) == standings(shown)
+
+        # The leader goes as well as any other: it hands over first, is told, and leaves by itself.
+        leader = await group.leader()
+        pid = group.launcher.running(leader)
+        removed = await cli(group, f"cluster remove {leader}")
+        assert leader not in standings(removed)
+        assert pid is not None
+        assert leader not in group.members
+        assert group.launcher.running(leader) is None
+        left = {name for name in ("dc-a", "dc-b", "dc-c") if name != leader}
+        assert await group.leader() in left
+        other, keeps = sorted(left)
+        assert "3 voters are left" not in await cli(group, f"cluster demote {other}", code=1)
+        await cli(group, "cluster add dc-d --site dc-d --start")
+        await cli(group, "cluster promote dc-d --wait")
+        assert standings(await cli(group, f"cluster demote {other}"))[other] == "learner"
+        assert standings(await cli(group, f"cluster remove {other}")).keys() == {keeps, "tiebreaker", "dc-d"}
+        assert "never comes back" in await cli(group, f"cluster add {other} --site dc-b", code=1)
+        assert {row["member"] for row in await cli(group, "down")} == {keeps, "tiebreaker", "dc-d"}
+
+    run(tmp_path, talk)
+
+
+def test_a_read_replica_reads_and_never_counts(tmp_path: Path) -> None:
+    async def talk(group: Group) -> None:
+        view = await cli(group, "cluster add reader --site dc-c --read-replica --start")
+        assert standings(view)["reader"] == "read_replica"
+        assert "never votes" in await cli(group, "cluster promote reader", code=1)
+        assert "does not vote" in await cli(group, "cluster transfer --to reader", code=1)
+        for number in range(20):
+            order = await group.do("POST", "/v1/orders", body=BUY, key=f"k{number}", members=("dc-a",))
+            # Whatever was acknowledged elsewhere is there at once; and it passes commands on.
+            shown = await group.do("GET", f"/v1/orders/{order['id']}", members=("reader",))
+            assert shown["status"] == "new"
+            await group.do("DELETE", f"/v1/orders/{order['id']}", key=f"c{number}", members=("reader",))
+        await agree(group, ("dc-a", "dc-b", "reader"))
+
+        for name in ("dc-b", "tiebreaker"):
+            group.launcher.kill(name)
+        await asyncio.sleep(1.0)
+        for name in ("reader", "dc-a"):
+            path = "/v1/orders?timeout_ms=500"
+            status, told = await group.once(name, "POST", path, body=BUY, key=f"alone-{name}")
+            assert (status, told["error"]) == (503, "no_quorum"), told
+            status, told = await group.once(name, "GET", "/v1/accounts/alice")
+            assert status == 503, told
+            assert (await group.once(name, "GET", "/v1/accounts/alice?consistency=local"))[0] == 200
+        local = await cli(group, "cluster members --local")
+        assert standings(local)["reader"] == "read_replica"
+
+        # One voter back: two of three, and the read replica follows on.
+        group.launcher.start("tiebreaker", die_with_us=True)
+        await group.do("POST", "/v1/orders", body=BUY, key="again", members=("reader",))
+        await agree(group, ("dc-a", "reader"))
+
+    run(tmp_path, talk)
