@@ -11,6 +11,9 @@ from msgspec import Struct
 
 TIEBREAKER_SITE = "tiebreaker"
 VOTERS_MIN = 3
+MEMBERS_MAX = 32
+NAME_LENGTH_MAX = 63
+GATEWAY_PREFIX = "gateway-"
 EPOCH_MAX = 2**31 - 1
 
 
@@ -27,6 +30,14 @@ class MemberRole(StrEnum):
     witness = "witness"
 
 
+class Standing(StrEnum):
+    """A voter counts for elections and majorities. A learner catches up and may be promoted; a read replica stays."""
+
+    voter = "voter"
+    learner = "learner"
+    read_replica = "read_replica"
+
+
 class Member(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     site: str
@@ -35,6 +46,7 @@ class Member(Struct, frozen=True, forbid_unknown_fields=True):
     peer_port: int
     api_host: str
     api_port: int
+    standing: Standing = Standing.voter
 
 
 class Timing(Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,14 +86,20 @@ WAN = Timing(
 
 
 class Topology(Struct, frozen=True, forbid_unknown_fields=True):
-    """epoch: of the cluster's history. To be raised by one, on all members, when their data goes back to a backup: what
+    """Who the members are at the first start; later the log says so, and this tells where to find them.
+
+    epoch: of the cluster's history. To be raised by one, on all members, when their data goes back to a backup: what
     clients hold of the future that was undone is then refused, and members of two epochs do not take each other for
-    one cluster."""
+    one cluster.
+    configuration_index: of the log entry that this was written after; 0 for a new cluster. What is asked of a new
+    cluster's members, an odd number of voters and the like, a change under way may break for a while.
+    """
 
     cluster_id: str
     members: list[Member]
     timing: Timing = LAN
     epoch: int = 1
+    configuration_index: int = 0
 
     @property
     def history(self) -> str:
@@ -99,8 +117,12 @@ class Topology(Struct, frozen=True, forbid_unknown_fields=True):
         return [member for member in self.members if member.name != name]
 
     @property
+    def voters(self) -> list[Member]:
+        return [member for member in self.members if member.standing is Standing.voter]
+
+    @property
     def quorum(self) -> int:
-        return len(self.members) // 2 + 1
+        return len(self.voters) // 2 + 1
 
 
 def check(topology: Topology) -> Topology:
@@ -108,8 +130,10 @@ def check(topology: Topology) -> Topology:
 
     Raises InvalidTopology naming both values of the first pair that does not.
     """
-    _check_members(topology.members)
-    _check_sites(topology.members)
+    check_members(topology.members)
+    weak = weaknesses(topology.members)
+    if weak and not topology.configuration_index:
+        raise InvalidTopology(weak[0])
     check_timing(topology.timing)
     if not topology.cluster_id:
         raise InvalidTopology("cluster_id is empty")
@@ -118,7 +142,10 @@ def check(topology: Topology) -> Topology:
     return topology
 
 
-def _check_members(members: list[Member]) -> None:
+def check_members(members: list[Member]) -> None:
+    """Raises InvalidTopology when two members can't be beside each other, or one can't be at all."""
+    if len(members) > MEMBERS_MAX:
+        raise InvalidTopology(f"{len(members)} members: at most {MEMBERS_MAX}")
     names = Counter(member.name for member in members)
     for name, count in names.items():
         if count > 1:
@@ -128,8 +155,14 @@ def _check_members(members: list[Member]) -> None:
             raise InvalidTopology(
                 f"member name {name!r}: letters, digits, '-' and '.' only; it goes into a certificate"
             )
+        if name.startswith(GATEWAY_PREFIX) or len(name) > NAME_LENGTH_MAX:
+            raise InvalidTopology(
+                f"member name {name!r}: at most {NAME_LENGTH_MAX} characters, and {GATEWAY_PREFIX!r} is for gateways"
+            )
     taken: dict[tuple[str, int], str] = {}
     for member in members:
+        if member.role is MemberRole.witness and member.standing is Standing.read_replica:
+            raise InvalidTopology(f"{member.name} is a witness: it serves no reads, so it can't be a read replica")
         for what, host, port in (
             ("peer_port", member.peer_host, member.peer_port),
             ("api_port", member.api_host, member.api_port),
@@ -142,26 +175,28 @@ def _check_members(members: list[Member]) -> None:
                 raise InvalidTopology(f"{other} and {mine} are both {host}:{port}")
 
 
-def _check_sites(members: list[Member]) -> None:
-    voters = len(members)
-    if voters % 2 == 0:
-        raise InvalidTopology(f"{voters} voters: an even number survives no more failures than {max(voters - 1, 0)}")
-    if voters < VOTERS_MIN:
-        raise InvalidTopology(f"{voters} voters: at least {VOTERS_MIN} are needed to survive the loss of one")
-    sites = list(dict.fromkeys(member.site for member in members))
+def weaknesses(members: list[Member]) -> list[str]:
+    """Why these members would not survive the loss of any one of them, or of any one site; empty when they do."""
+    voters = [member for member in members if member.standing is Standing.voter]
+    count = len(voters)
+    found = []
+    if count % 2 == 0:
+        found.append(f"{count} voters: an even number survives no more failures than {max(count - 1, 0)}")
+    if count < VOTERS_MIN:
+        found.append(f"{count} voters: at least {VOTERS_MIN} are needed to survive the loss of one")
+    sites = list(dict.fromkeys(member.site for member in voters))
     datacenters = [site for site in sites if site != TIEBREAKER_SITE]
     if len(datacenters) < 2:
-        raise InvalidTopology(f"datacenters {datacenters}: two are needed, besides {TIEBREAKER_SITE!r}")
+        found.append(f"datacenters {datacenters}: two are needed, besides {TIEBREAKER_SITE!r}")
     for site in datacenters:
-        here = [member for member in members if member.site == site]
+        here = [member for member in voters if member.site == site]
         if all(member.role is MemberRole.witness for member in here):
-            raise InvalidTopology(
-                f"datacenter {site!r} has members {[m.name for m in here]} but 0 full replicas; it needs 1"
-            )
+            found.append(f"datacenter {site!r} has members {[m.name for m in here]} but 0 full replicas; it needs 1")
     for site in sites:
-        here_count = sum(member.site == site for member in members)
-        if here_count > voters // 2:
-            raise InvalidTopology(f"site {site!r} has {here_count} of {voters} voters: its loss would stop the rest")
+        here_count = sum(member.site == site for member in voters)
+        if here_count > count // 2:
+            found.append(f"site {site!r} has {here_count} of {count} voters: its loss would stop the rest")
+    return found
 
 
 def check_timing(timing: Timing) -> Timing:
@@ -218,10 +253,16 @@ def to_toml(topology: Topology) -> str:
         # A TOML basic string takes the same escapes as a JSON string.
         return [f"{name} = {msgspec.json.encode(value).decode()}" for name, value in fields.items()]
 
-    out = lines({"cluster_id": topology.cluster_id, "epoch": topology.epoch})
+    head: dict[str, object] = {"cluster_id": topology.cluster_id, "epoch": topology.epoch}
+    if topology.configuration_index:
+        head["configuration_index"] = topology.configuration_index
+    out = lines(head)
     out += ["", "[timing]", *lines(msgspec.to_builtins(topology.timing))]
     for member in topology.members:
-        out += ["", "[[members]]", *lines(msgspec.to_builtins(member))]
+        fields = msgspec.to_builtins(member)
+        if member.standing is Standing.voter:
+            del fields["standing"]
+        out += ["", "[[members]]", *lines(fields)]
     return "\n".join(out) + "\n"
 
 

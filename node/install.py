@@ -15,6 +15,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from cluster.consensus.journal import Base
 from cluster.consensus.storage import start_after
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.install")
@@ -32,13 +33,17 @@ class InstallFailed(Exception):
 
 
 class Install(Struct, frozen=True, forbid_unknown_fields=True):
-    """index, term: the last log entry that the snapshot reflects. staged: its folder, from the data folder on."""
+    """index, term: the last log entry that the snapshot reflects. staged: its folder, from the data folder on.
+
+    base: the configuration in force at the index.
+    """
 
     cluster_id: str
     member: str
     index: int
     term: int
     staged: str
+    base: Base | None = None
 
 
 def _nothing(_step: str) -> None:
@@ -85,7 +90,9 @@ def finish(data_dir: Path, *, cluster_id: str, member: str, failpoint: Failpoint
         failpoint("after the exchange")
     elif not store.is_dir():
         raise InstallFailed(f"neither {store} nor {staged} is there")
-    fresh = start_after(data_dir / "journal", install.index, install.term, cluster_id=cluster_id, member=member)
+    fresh = start_after(
+        data_dir / "journal", install.index, install.term, install.base, cluster_id=cluster_id, member=member
+    )
     failpoint("after the journal")
     wish.unlink()
     _sync(data_dir)

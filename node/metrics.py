@@ -112,7 +112,7 @@ class Metrics:
             self._state.labels(state).set(status.role == state)
         self._term.set(status.term)
         self._quorum.set(status.has_quorum)
-        self._counted.set(status.voter)
+        self._counted.set(status.joined)
         self._no_room.set(bool(status.refusal))
         self._peer_lag.clear()  # only a leader knows, and what it knew when it led is no longer so
         for peer in status.peers:

@@ -6,9 +6,12 @@ from random import Random
 
 from msgspec import Struct
 
-from cluster.consensus.journal import Journal, Loaded
+from cluster.consensus.journal import Base, Journal, Loaded
+from cluster.consensus.library import REGULAR
+from cluster.membership import Configuration
 
 FIRST_TERM = 1
+NO_MEMBERS = Base(0, Configuration(0, []))
 KEEP = 200
 """How many entries a trim leaves below the commit index."""
 
@@ -124,7 +127,7 @@ class Log:
 
 
 def content(seed: int, life: int, index: int, term: int, size: int) -> bytes:
-    return shake_128(f"{seed}/{life}/{index}/{term}".encode()).digest(size)
+    return REGULAR + shake_128(f"{seed}/{life}/{index}/{term}".encode()).digest(size - len(REGULAR))
 
 
 def life(seed: int, lives: Sequence[int]) -> Iterator[tuple[Log, Step]]:
@@ -142,7 +145,7 @@ def play(journal: Journal, log: Log, step: Step) -> None:
     if step.vote:
         journal.setCurrentTerm(*step.vote)
     if step.rebase:
-        journal.rebase(*step.rebase)
+        journal.rebase(*step.rebase, NO_MEMBERS)
     if step.cut_from:
         journal.cut_from(step.cut_from)
     for add in step.adds:

@@ -275,9 +275,9 @@ class Checks:
                 self._term_on_disk(member, message.term)
             case AppendReply():
                 self._term_on_disk(member, message.term)
-                if message.voter and not disk.record.joined:
+                if message.joined and not disk.record.joined:
                     raise Violation("durable_join", f"{member.name} says that it counts; its disk says otherwise")
-                if message.voter and disk.last_index < member.must_hold:
+                if message.joined and disk.last_index < member.must_hold:
                     raise Violation(
                         "admitted_too_early",
                         f"{member.name} counts with {disk.last_index}; its lost disk may have had {member.must_hold}",

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cluster.consensus.journal import (
+    CONFIGURATION,
+    Base,
     Change,
     Committed,
     CutFrom,
@@ -34,6 +36,7 @@ class Disk:
     def __init__(self, disk_id: str) -> None:
         self.record = DiskRecord(disk_id, joined=False)
         self.peer_disk_ids: dict[str, str] = {}
+        self.base: Base | None = None
         self.entries: list[Entry] = []
         self.vote = Vote(0, None)
         self.commit_index = 0
@@ -75,6 +78,8 @@ class Disk:
                     self.record = change
                 case PeerDisks(disk_ids):
                     self.peer_disk_ids = disk_ids
+                case Base():
+                    self.base = change
 
 
 class DiskStorage:
@@ -94,7 +99,21 @@ class DiskStorage:
             kept += 1
         tail = disk.entries[len(disk.entries) - kept :]
         first = disk.first_index if disk.entries else 0
-        return Loaded(first, disk.last_index, tail, disk.vote, disk.commit_index, disk.record, dict(disk.peer_disk_ids))
+        since = 0 if disk.base is None else disk.base.index
+        configurations = [
+            (index, command) for command, index, _ in disk.entries if command[:1] == CONFIGURATION and index > since
+        ]
+        return Loaded(
+            first,
+            disk.last_index,
+            tail,
+            disk.vote,
+            disk.commit_index,
+            disk.record,
+            dict(disk.peer_disk_ids),
+            disk.base,
+            configurations,
+        )
 
     def read(self, first_index: int, count: int) -> list[Entry]:
         offset = first_index - self.disk.first_index

@@ -8,7 +8,8 @@ import cluster.consensus.raft
 from chaos.sim.disk import DiskCommitter, DiskStorage
 from chaos.sim.member import Core, Engine, Member
 from chaos.sim.stock import Stock
-from cluster.topology import MemberRole
+from cluster.membership import Configuration
+from cluster.topology import Member as TopologyMember
 
 
 class Hardened:
@@ -32,11 +33,11 @@ class Hardened:
             on_failed=member.disk_failed,
             tail_bytes_max=around.tail_bytes_max,
         )
-        others: dict[str, MemberRole] = {m.name: m.role for m in around.members.values() if m is not member}
+        first = Configuration(0, [described(one) for one in around.members.values()])
         core: Any = self._raft.RaftCore(
             member.name,
             member.role,
-            others,
+            first,
             journal=journal,
             owner=member,
             settings=self._raft.RaftSettings(
@@ -49,6 +50,11 @@ class Hardened:
             applied_index=applied_index,
         )
         return core  # type: ignore[no-any-return]
+
+
+def described(member: Member) -> TopologyMember:
+    """How the topology names a member of the run; nobody dials anybody here."""
+    return TopologyMember(member.name, member.site, member.role, member.name, 1, member.name, 2)
 
 
 def engine_named(name: str) -> Engine:

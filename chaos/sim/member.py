@@ -19,7 +19,7 @@ from chaos.sim.disk import Disk, DiskCommitter, DiskStorage
 from chaos.sim.network import Network
 from chaos.sim.world import World
 from cluster.consensus.clocks import ClockGuard
-from cluster.consensus.journal import Committed, StartAfter
+from cluster.consensus.journal import Base, Committed, StartAfter
 from cluster.consensus.messages import ReadAnswer, ReadAsk
 from cluster.topology import MemberRole, Timing
 from statemachine.codec import Envelope, decode_results, encode_batch
@@ -73,6 +73,7 @@ class SnapshotCopy(Struct, frozen=True):
     index: int
     index_term: int
     store: Store
+    base: Base
 
 
 class DiskWeather(Struct):
@@ -108,7 +109,7 @@ class Core(Protocol):
     @property
     def term(self) -> int: ...
     @property
-    def voter(self) -> bool: ...
+    def joined(self) -> bool: ...
     @property
     def stranded(self) -> list[str]: ...
     @property
@@ -589,7 +590,8 @@ class Member:
             return
         self._copying = True
         core.hold_index = index
-        copy = SnapshotCopy(core.term, index, core.journal.term_at(index), self.store.copy())
+        journal = core.journal
+        copy = SnapshotCopy(core.term, index, journal.term_at(index), self.store.copy(), journal.base_at(index))
         world.at(self.chance.between(10_000, 1_000_000), self._copied, incarnation, self.chance.pick(stranded), copy)
 
     def _copied(self, incarnation: int, target: str, copy: SnapshotCopy) -> None:
@@ -613,8 +615,11 @@ class Member:
             self.around.counters["snapshots_installed"] += 1
             self.store = copy.store.copy()
             if not (disk.first_index <= copy.index and disk.holds(copy.index, copy.index_term)):
-                disk.put([StartAfter(copy.index, copy.index_term), Committed(copy.index)])
+                disk.put([StartAfter(copy.index, copy.index_term), Committed(copy.index), copy.base])
         self.around.world.at(self.chance.between(20_000, 500_000), self.start)
+
+    def configured(self) -> None:
+        """Another configuration is in force here."""
 
     def _needs(self, copy: SnapshotCopy) -> bool:
         core, journal = self.core, self.core.journal

@@ -292,7 +292,7 @@ MUTANTS = [
     Mutant(
         "acknowledgements of members that don't count are counted",
         "raft",
-        "            if reply.voter:\n                self._SyncObj__raftMatchIndex",
+        "            if reply.joined:\n                self._SyncObj__raftMatchIndex",
         "            if True:\n                self._SyncObj__raftMatchIndex",
     ),
     Mutant(

@@ -515,7 +515,7 @@ def joined_but_not_on_disk(s: Stage) -> None:
     s.restart("t1")
     s.until(lambda: s["t1"].disk.last_index > 1, "t1 catches up")
     s.stall_disk("t1", 200)
-    s.until(lambda: s["t1"].core.voter, "t1 is told that it counts")
+    s.until(lambda: s["t1"].core.joined, "t1 is told that it counts")
     s.wait(20)
     s.must(not s["t1"].disk.record.joined, "it is not on its disk yet")
     s.crash("t1")

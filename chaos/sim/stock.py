@@ -113,7 +113,7 @@ class StockCore(SyncObj):  # type: ignore[misc]
         self.transferring = False
         self.hold_index: int | None = None
         self.stranded: list[str] = []
-        self.voter = True
+        self.joined = True
         conf = SyncObjConf(
             autoTick=False,
             dynamicMembershipChange=False,

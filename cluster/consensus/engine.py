@@ -10,6 +10,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from cluster.membership import Change, Configuration
+from cluster.topology import Standing
+
 
 class Role(StrEnum):
     leader = "leader"
@@ -48,8 +51,32 @@ class Overloaded(ConsensusError):
     code = "overloaded"
 
 
+class ChangeRefused(ConsensusError):
+    """The members stay as they are: this change can't be, or not now. Nothing was logged."""
+
+    code = "change_refused"
+
+
+class ChangeUnknown(ConsensusError):
+    """The change of the members was logged, and is not known to be committed. It may still come to hold."""
+
+    definite = False
+    code = "outcome_unknown"
+
+
+class GroupStatus(Struct, frozen=True):
+    """The members as this member's log has them. index: of the entry that says so, 0 when none did."""
+
+    index: int
+    committed: bool
+    configuration: Configuration
+
+
 class PeerStatus(Struct, frozen=True):
-    """What this member knows of another. matched_index is known to a leader only, else 0."""
+    """What this member knows of another. matched_index is known to a leader only, else 0.
+
+    joined: False on a new disk that has not caught up: it counts for nothing yet.
+    """
 
     name: str
     connected: bool
@@ -57,14 +84,15 @@ class PeerStatus(Struct, frozen=True):
     stored_index: int
     heard_ms_ago: int
     clock_offset_ms: int | None = None
-    voter: bool = True
+    joined: bool = True
     log_full: bool = False
+    standing: Standing = Standing.voter
 
 
 class EngineStatus(Struct, frozen=True):
     """Indexes: first and last in the log, durable (synced here), committed, applied here, stored here.
 
-    voter: False on a new disk, until this member has caught up: it counts for nothing yet.
+    joined: False on a new disk, until this member has caught up: it counts for nothing yet.
     refusal: why a leader takes no proposals, or a witness's log is at its limit; empty when all is well.
     """
 
@@ -80,8 +108,9 @@ class EngineStatus(Struct, frozen=True):
     applied_index: int
     stored_index: int
     peers: list[PeerStatus]
-    voter: bool = True
+    joined: bool = True
     refusal: str = ""
+    standing: Standing = Standing.voter
 
 
 class Engine(Protocol):
@@ -91,11 +120,13 @@ class Engine(Protocol):
         synced here. It must not raise: if it does, the process stops. A witness never calls it.
     on_role(): role, leader or quorum changed.
     on_message(member, kind, body): an application message from another member.
+    on_configuration(): the members changed, or a change of them was committed.
     """
 
     on_committed: Callable[[int, bytes], None]
     on_role: Callable[[], None]
     on_message: Callable[[str, str, bytes], None]
+    on_configuration: Callable[[], None]
 
     async def start(self, *, applied_index: int) -> None:
         """Open the journal and the links; the first entry delivered is applied_index + 1."""
@@ -121,6 +152,17 @@ class Engine(Protocol):
     async def transfer_leadership(self, target: str | None, *, timeout_ms: int) -> bool:
         """Hand leadership to `target`, or to the replica that is furthest. True when another member leads."""
         ...
+
+    async def change_membership(self, change: Change, *, timeout_ms: int) -> GroupStatus:
+        """Add, promote, demote or remove one member; returns when that is committed. A repeat changes nothing.
+
+        It waits for a change that is under way, and for a learner to catch up before it becomes a voter. A leader
+        that is asked to remove or demote itself hands leadership over, and raises NotLeader: ask the next one.
+        Raises NotLeader, NoQuorum, ChangeRefused (nothing was logged); ChangeUnknown (logged, perhaps in vain).
+        """
+        ...
+
+    def group(self) -> GroupStatus: ...
 
     def set_stored_index(self, index: int) -> None:
         """Tell what the store holds durably: the log may be trimmed up to the least of all full replicas'."""

@@ -9,10 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.certificates import client_context, server_context
+from cluster.consensus.addresses import AddressBook
 from cluster.consensus.clocks import ClockGuard
 from cluster.consensus.engine import (
+    ChangeRefused,
+    ChangeUnknown,
     ConsensusError,
     EngineStatus,
+    GroupStatus,
     NoLeader,
     NoQuorum,
     NotLeader,
@@ -24,20 +28,23 @@ from cluster.consensus.journal import Journal
 from cluster.consensus.library import check_library, monotonic
 from cluster.consensus.messages import (
     Application,
+    Members,
     Message,
     Raft,
     ReadAnswer,
     ReadAsk,
+    Removed,
     SnapshotAsk,
     SnapshotChunk,
     SnapshotEnd,
     SnapshotOffer,
 )
-from cluster.consensus.raft import ApplyFailed, RaftCore, RaftSettings
+from cluster.consensus.raft import ApplyFailed, NotYet, RaftCore, RaftSettings
 from cluster.consensus.settings import (
     EXIT_APPLY_FAILED,
     EXIT_BROKEN_INVARIANT,
     EXIT_DISK_FAILED,
+    EXIT_REMOVED,
     PAYLOAD_BYTES_MAX,
     EngineSettings,
     StopProcess,
@@ -46,7 +53,8 @@ from cluster.consensus.settings import (
 from cluster.consensus.snapshots import SnapshotHome, SnapshotReceiver, SnapshotSender
 from cluster.consensus.storage import LmdbStorage, ThreadCommitter
 from cluster.consensus.transport import Links, wall_us
-from cluster.topology import MemberRole, check
+from cluster.membership import Change, Demote, InvalidChange, Remove, first_configuration
+from cluster.topology import MemberRole, Standing, check
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +67,10 @@ _RoleSeen = tuple[Role, str | None, int, bool]
 
 def _ignore(*_: Any) -> None:
     pass
+
+
+class _HandOverFirst(Exception):
+    """The leader itself is to be demoted or removed."""
 
 
 class HardenedEngine:
@@ -82,10 +94,11 @@ class HardenedEngine:
         self.on_committed: Callable[[int, bytes], None] = _ignore
         self.on_role: Callable[[], None] = _ignore
         self.on_message: Callable[[str, str, bytes], None] = _ignore
+        self.on_configuration: Callable[[], None] = _ignore
         self.snapshots: SnapshotHome | None = None
         self.settings = settings
         self.member = settings.topology.member(settings.member)
-        self._others = settings.topology.others(settings.member)
+        self._book = AddressBook(settings.topology, settings.member)
         self._stop_process = stop_process
         self._timing = settings.topology.timing
         self._clock_us = clock_us
@@ -147,7 +160,7 @@ class HardenedEngine:
             self._raft = RaftCore(
                 self.member.name,
                 self.member.role,
-                {other.name: other.role for other in self._others},
+                first_configuration(topology),
                 journal=self._journal,
                 owner=self,
                 settings=RaftSettings(
@@ -163,7 +176,7 @@ class HardenedEngine:
                 member=self.member.name,
                 cluster_id=topology.history,
                 listen=settings.listen or (self.member.peer_host, self.member.peer_port),
-                dial={o.name: settings.dial.get(o.name, (o.peer_host, o.peer_port)) for o in self._others},
+                dial=self._addresses(),
                 server_tls=server_context(settings.tls),
                 client_tls=client_context(settings.tls),
                 timing=self._timing,
@@ -175,6 +188,7 @@ class HardenedEngine:
             if self.snapshots is not None and self.member.role is MemberRole.replica:
                 self._build_snapshots(self.snapshots)
             self._running = True
+            self.configured()
             await self._links.start()
         except BaseException:
             self._running = False
@@ -195,6 +209,7 @@ class HardenedEngine:
             send=self._links.send,
             term=lambda: raft.term,
             term_at=self._journal.term_at,
+            base_at=self._journal.base_at,
             usable=lambda index: index >= self._journal.first_index,
             hold=hold,
             buffered=self._links.buffered_bytes,
@@ -241,8 +256,8 @@ class HardenedEngine:
             raise ValueError(f"payload of {len(payload)} bytes; at most {PAYLOAD_BYTES_MAX}")
         if not raft.is_leader or raft.caretaker or raft.transferring or not self._running or self._dead:
             raise NotLeader(f"{self.member.name} takes no proposals; {self._raft.leader or 'nobody'} leads")
-        if not raft.has_quorum or len(raft.connected) + 1 < raft.quorum:
-            raise NoQuorum(f"{self.member.name} reaches {sorted(raft.connected)} of {len(self._others)} others")
+        if not raft.has_quorum or raft.connected_voters < raft.quorum:
+            raise NoQuorum(f"{self.member.name} reaches {sorted(raft.connected)} of {sorted(raft.voters)}")
         if len(self._uncommitted) >= limits.uncommitted_entries_max:
             raise Overloaded(f"{len(self._uncommitted)} entries are not committed yet")
         if self._uncommitted_bytes + len(payload) > limits.uncommitted_bytes_max:
@@ -311,9 +326,9 @@ class HardenedEngine:
         if self._raft.is_leader:
             return NoQuorum(f"{self.member.name} could not confirm that it still leads")
         if self._raft.leader is None:
-            reached, voters = 1 + len(self._raft.connected), 1 + len(self._others)
+            reached, voters = self._raft.connected_voters, len(self._raft.voters)
             if 2 * reached <= voters:
-                return NoQuorum(f"{self.member.name} reaches {reached} of {voters} members")
+                return NoQuorum(f"{self.member.name} reaches {reached} of {voters} voters")
             return NoLeader("no leader is known")
         return NoQuorum(f"{self._raft.leader} did not confirm that it leads")
 
@@ -355,10 +370,10 @@ class HardenedEngine:
         if not raft.is_leader:
             leader = raft.leader
             return leader is not None and target in (None, leader)
-        if target is not None and (target == self.member.name or target not in raft.others):
+        if target is not None and (target == self.member.name or target not in raft.other_voters):
             return False
         towards = raft.progress(target) if target is not None else None
-        if towards is not None and not towards.voter:
+        if towards is not None and not towards.joined:
             return False
         if raft.transferring:
             return False
@@ -423,7 +438,9 @@ class HardenedEngine:
         raft, journal = self._raft, self._journal
         connected = raft.connected
         peers = []
-        for other in self._others:
+        for other in raft.configuration.members:
+            if other.name == self.member.name:
+                continue
             progress = raft.progress(other.name)
             peers.append(
                 PeerStatus(
@@ -433,8 +450,9 @@ class HardenedEngine:
                     stored_index=progress.stored_index if progress else 0,
                     heard_ms_ago=self._links.heard_ms_ago(other.name),
                     clock_offset_ms=self._links.clock_offset_ms(other.name),
-                    voter=progress.voter if progress else self._joined(other.name),
+                    joined=progress.joined if progress else self._joined(other.name),
                     log_full=progress.full if progress else False,
+                    standing=other.standing,
                 )
             )
         return EngineStatus(
@@ -450,9 +468,19 @@ class HardenedEngine:
             applied_index=raft.applied_index,
             stored_index=raft.stored_index,
             peers=peers,
-            voter=raft.voter,
+            joined=raft.joined,
             refusal=self._refusal(),
+            standing=self._standing(),
         )
+
+    def _standing(self) -> Standing:
+        """Where the log does not name this member yet, it is what its topology says."""
+        member = self._raft.configuration.member(self.member.name)
+        return member.standing if member is not None else self.member.standing
+
+    def group(self) -> GroupStatus:
+        raft = self._raft
+        return GroupStatus(raft.configuration_index, raft.configuration_committed, raft.configuration)
 
     def _joined(self, member: str) -> bool:
         disk = self._raft.disk_of(member)
@@ -471,6 +499,7 @@ class HardenedEngine:
 
     def link_up(self, member: str) -> None:
         self._raft.peer_connected(member)
+        self._links.send(member, self._book.told())
         self.wake()
 
     def link_down(self, member: str) -> None:
@@ -491,6 +520,11 @@ class HardenedEngine:
                 self._on_read_answer(message)
             case SnapshotOffer() | SnapshotAsk() | SnapshotChunk() | SnapshotEnd():
                 self._safely("snapshot", self._on_snapshot, member, message)
+            case Members():
+                if self._book.heard(message):
+                    self._peers_changed()
+            case Removed():
+                self._was_removed(member, message)
             case _:
                 # The decoder lets only messages through; what is left is raft's, which counts what it refuses.
                 self._guarded(self._raft.received, member, message)
@@ -532,6 +566,83 @@ class HardenedEngine:
             self._tick_due = True
             self._loop.call_soon(self._tick)
 
+    # -- who the members are ---------------------------------------------------------------------
+
+    def configured(self) -> None:
+        base = self._journal.base
+        if base is None or not self._running:
+            return
+        self._book.configured(base, committed=self._raft.configuration_committed)
+        self._peers_changed()
+        for name in self._raft.connected:
+            self._links.send(name, self._book.told())
+        for waiter in self._role_waiters:
+            _resolve(waiter, None)
+        self._safely("on_configuration", self.on_configuration)
+
+    def _addresses(self) -> dict[str, tuple[str, int]]:
+        return {name: self.settings.dial.get(name, where) for name, where in self._book.addresses().items()}
+
+    def _peers_changed(self) -> None:
+        self._links.set_peers(self._addresses())
+
+    def stranger(self, member: str) -> Removed | None:
+        """What to tell a member of this cluster that is not among the peers."""
+        return self._book.farewell(member)
+
+    def _was_removed(self, member: str, message: Removed) -> None:
+        if not self._book.believes(message):
+            return
+        self._leave(
+            EXIT_REMOVED,
+            f"{self.member.name} was removed from the group at index {message.index}, says {member}; "
+            "its name never comes back: add a member of another name",
+        )
+
+    async def change_membership(self, change: Change, *, timeout_ms: int) -> GroupStatus:
+        reason = "no majority"
+        logged: tuple[int, int] | None = None  # (index, term)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                while True:
+                    raft = self._raft
+                    if logged is None:
+                        try:
+                            logged = self._log_change(change), raft.term
+                        except NotYet as error:
+                            reason = str(error)
+                    if logged is not None:
+                        if raft.term != logged[1] or not raft.is_leader:
+                            raise ChangeUnknown(f"{self.member.name} stopped leading before the change was committed")
+                        if logged[0] <= raft.commit_index:
+                            # What it came to: a next change may be in force by now.
+                            return GroupStatus(logged[0], True, self._journal.base_at(logged[0]).configuration)
+                    await self._role_change(self._timing.heartbeat_ms / 1000)
+        except _HandOverFirst:
+            handed = await self.transfer_leadership(None, timeout_ms=timeout_ms)
+            if not handed:
+                raise ChangeRefused(f"{self.member.name} leads and could not hand leadership over") from None
+            raise NotLeader(f"{self.member.name} handed leadership over for this; {self._raft.leader} leads") from None
+        except TimeoutError:
+            if logged is None:
+                raise ChangeRefused(reason) from None
+            raise ChangeUnknown(f"the change at index {logged[0]} is not known to be committed") from None
+
+    def _log_change(self, change: Change) -> int:
+        raft = self._raft
+        if not raft.is_leader or raft.caretaker or raft.transferring or not self._running or self._dead:
+            raise NotLeader(f"{self.member.name} changes no members; {raft.leader or 'nobody'} leads")
+        if not raft.has_quorum:
+            raise NoQuorum(f"{self.member.name} reaches no majority")
+        if isinstance(change, Demote | Remove) and change.name == self.member.name:
+            raise _HandOverFirst
+        try:
+            index = raft.change(change)
+        except InvalidChange as error:
+            raise ChangeRefused(str(error)) from error
+        self.wake()
+        return index
+
     # -- the loop --------------------------------------------------------------------------------
 
     def _tick(self) -> None:
@@ -568,7 +679,7 @@ class HardenedEngine:
     def _watch_disk(self) -> None:
         """Say now and then why this member does not count, when nobody brings it up to date."""
         now = monotonic()
-        if self._raft.voter or self._raft.leader is not None:
+        if self._raft.joined or self._raft.leader is not None:
             self._waits_since = now
         elif now - self._waits_since > WAITING_SECONDS:
             self._waits_since = now

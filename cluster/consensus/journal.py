@@ -7,13 +7,17 @@ committer while the next one forms. What is durable is known only when the commi
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import DecodeError, Struct
 
 from cluster.consensus.library import NO_OP, LibraryJournal, monotonic
+from cluster.membership import Configuration
+from cluster.membership import decode as decode_configuration
 
 # (command, index, term): the library's order.
 Entry = tuple[bytes, int, int]
 
+# The first byte of an entry that says who the members are; the library has 0 to 3.
+CONFIGURATION = b"\x10"
 TRIM_STEP = 1024
 
 
@@ -67,11 +71,25 @@ class PeerDisks(Struct, frozen=True):
     disk_ids: dict[str, str]
 
 
-Change = Put | CutFrom | TrimTo | StartAfter | Vote | Committed | Disk | PeerDisks
+class Base(Struct, frozen=True, forbid_unknown_fields=True):
+    """The configuration that holds where the log begins. index: of the entry that said so; 0 when none did.
+
+    forced: it was put here when a majority was lost, and counts more than older generations' entries in the log.
+    """
+
+    index: int
+    configuration: Configuration
+    forced: bool = False
+
+
+Change = Put | CutFrom | TrimTo | StartAfter | Vote | Committed | Disk | PeerDisks | Base
 
 
 class Loaded(Struct, frozen=True):
-    """first_index and last_index are 0 when there is no entry. tail: the newest entries, ascending."""
+    """first_index and last_index are 0 when there is no entry. tail: the newest entries, ascending.
+
+    configurations: the log's own, (index, command), ascending.
+    """
 
     first_index: int
     last_index: int
@@ -80,6 +98,8 @@ class Loaded(Struct, frozen=True):
     commit_index: int
     disk: Disk = Disk()
     peer_disk_ids: dict[str, str] = {}
+    base: Base | None = None
+    configurations: list[tuple[int, bytes]] = []
 
 
 class Storage(Protocol):
@@ -118,6 +138,19 @@ class JournalBroken(RuntimeError):
     """The log would get a hole, or lose what may not be lost."""
 
 
+def newest_of(bases: Sequence[Base]) -> Base:
+    """Which of these configurations, in the log's order, holds: the newest of the highest generation."""
+    return max(bases, key=lambda base: (base.configuration.generation, base.index))
+
+
+def read_configuration(index: int, command: bytes) -> Base:
+    """The configuration that an entry holds. Raises JournalRefused."""
+    try:
+        return Base(index, decode_configuration(command[len(CONFIGURATION) :]))
+    except DecodeError as error:
+        raise JournalRefused(f"entry {index} names the members in a way unknown here: {error}") from error
+
+
 class Journal(LibraryJournal):  # type: ignore[misc]
     """See the module. The library indexes it by position (0 is the first entry), with ints and slices.
 
@@ -148,6 +181,9 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self._commit_index = loaded.commit_index
         self.disk = loaded.disk
         self.peer_disk_ids = dict(loaded.peer_disk_ids)
+        self.on_configuration: Callable[[], None] = lambda: None
+        self._bases: list[Base] = [] if loaded.base is None else [loaded.base]
+        self._bases += [read_configuration(index, command) for index, command in loaded.configurations]
         self.durable_index = loaded.last_index
         self._pending: list[Change] = []
         self._votes_pending = 0  # votes, and joining, not yet durable: queued or under way
@@ -170,6 +206,9 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self._tail_bytes += len(entry[0])
         self.last_index = idx
         self._pending.append(Put(idx, term, entry[0]))
+        if entry[0][:1] == CONFIGURATION:
+            self._bases.append(read_configuration(idx, entry[0]))
+            self.on_configuration()
 
     def clear(self) -> None:
         raise JournalBroken("nothing may clear the log")
@@ -215,6 +254,26 @@ class Journal(LibraryJournal):  # type: ignore[misc]
     def remember_disk(self, member: str, disk_id: str) -> None:
         self.peer_disk_ids[member] = disk_id
         self._pending.append(PeerDisks(dict(self.peer_disk_ids)))
+
+    # -- who the members are ---------------------------------------------------------------------
+
+    @property
+    def base(self) -> Base | None:
+        """The configuration in force: the newest in the log, committed or not. None on a journal that has none."""
+        return newest_of(self._bases) if self._bases else None
+
+    def base_at(self, index: int) -> Base:
+        """The configuration in force after `index`, which is not below the first entry."""
+        return newest_of([base for base in self._bases if base.index <= index])
+
+    def begin_with(self, configuration: Configuration) -> None:
+        """For a journal that has no configuration: this holds until the log says otherwise."""
+        if not self._bases:
+            self._begin_at(Base(0, configuration))
+
+    def _begin_at(self, base: Base) -> None:
+        self._bases = [base, *(later for later in self._bases if later.index > max(base.index, self.first_index))]
+        self._pending.append(base)
 
     def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
         self._commit_index = raftCommitIndex
@@ -303,18 +362,27 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self.durable_index = min(self.durable_index, self.last_index)
         self._cut_index = min(self._cut_index, self.last_index)
         self._pending.append(CutFrom(index))
+        if self._bases and self._bases[-1].index >= index:
+            self._bases = [base for base in self._bases if base.index < index]
+            self.on_configuration()
 
     def trim_to(self, index: int) -> None:
         """Let entries below `index` go, a few with each group. The caller knows that nobody needs them."""
         self._trim_index = max(self._trim_index, min(index, self.durable_index, self._commit_index))
 
-    def rebase(self, index: int, term: int) -> None:
-        """Start anew after `index`, which every full replica has stored. For a witness that lags too far."""
+    def rebase(self, index: int, term: int, base: Base) -> None:
+        """Start anew after `index`, which every full replica has stored. For a witness that lags too far.
+
+        base: the configuration in force after `index`.
+        """
         self._first_entry = (NO_OP, index, term)
         self._tail, self._tail_bytes = [self._first_entry], len(NO_OP)
         self.first_index = self.last_index = self._trim_index = index
         self.durable_index = self._cut_index = 0
         self._pending.append(StartAfter(index, term))
+        self._bases = []
+        self._begin_at(base)
+        self.on_configuration()
 
     # -- to disk ---------------------------------------------------------------------------------
 
@@ -354,6 +422,8 @@ class Journal(LibraryJournal):  # type: ignore[misc]
             del self._tail[:in_tail]
         self.first_index, self._first_entry = step, base
         self._pending.append(TrimTo(step))
+        if sum(known.index <= step for known in self._bases) > 1:
+            self._begin_at(self.base_at(step))
 
     def _shorten_tail(self) -> None:
         # Half is dropped at a time, so that the cost per entry stays constant.

@@ -3,7 +3,10 @@
 import msgspec
 from msgspec import Struct
 
-PROTOCOL_VERSION = 2
+from cluster.consensus.journal import Base
+from cluster.topology import Member
+
+PROTOCOL_VERSION = 3
 
 
 class Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -41,7 +44,7 @@ class AppendReply(Wire, frozen=True, tag=2):
 
     matched_index: the log agrees with the leader's up to here AND is synced here.
     retry_index: 0, or: refused, try again from here.
-    voter: False: this member lost its disk and is not counted for anything until it has been admitted.
+    joined: False: this member lost its disk and is not counted for anything until it has been admitted.
     full: its log is at its limit.
     """
 
@@ -50,7 +53,7 @@ class AppendReply(Wire, frozen=True, tag=2):
     matched_index: int
     retry_index: int
     stored_index: int
-    voter: bool = True
+    joined: bool = True
     full: bool = False
 
 
@@ -119,12 +122,16 @@ class Application(Wire, frozen=True, tag=13):
 
 
 class Rebase(Wire, frozen=True, tag=14):
-    """To a witness whose next entries are trimmed everywhere: every full replica has stored up to base_index."""
+    """To a witness whose next entries are trimmed everywhere: every full replica has stored up to base_index.
+
+    configuration: the one in force there.
+    """
 
     term: int
     sequence: int
     base_index: int
     base_term: int
+    configuration: Base
 
 
 class DiskIs(Wire, frozen=True, tag=15):
@@ -155,13 +162,17 @@ class SnapshotFile(Wire, frozen=True):
 
 
 class SnapshotOffer(Wire, frozen=True, tag=17):
-    """From a leader to a replica whose next entry is trimmed: the state after (index, index_term)."""
+    """From a leader to a replica whose next entry is trimmed: the state after (index, index_term).
+
+    configuration: the one in force there.
+    """
 
     term: int
     snapshot_id: str
     index: int
     index_term: int
     files: list[SnapshotFile]
+    configuration: Base
 
 
 class SnapshotAsk(Wire, frozen=True, tag=18):
@@ -189,6 +200,25 @@ class SnapshotEnd(Wire, frozen=True, tag=20):
     reason: str
 
 
+class Members(Wire, frozen=True, tag=21):
+    """Whom the sender knows, so that one who was away finds the newer members. It moves addresses, no majority.
+
+    generation, index: of the sender's configuration, which is committed.
+    """
+
+    generation: int
+    index: int
+    members: list[Member]
+    removed: list[str]
+
+
+class Removed(Wire, frozen=True, tag=22):
+    """To one who says hello and was removed from the group by the committed configuration (generation, index)."""
+
+    generation: int
+    index: int
+
+
 Raft = (
     Append
     | AppendReply
@@ -205,7 +235,7 @@ Raft = (
     | ReadAnswer
 )
 Snapshot = SnapshotOffer | SnapshotAsk | SnapshotChunk | SnapshotEnd
-Message = Raft | Hello | Ping | Pong | Application | Snapshot
+Message = Raft | Hello | Ping | Pong | Application | Snapshot | Members | Removed
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

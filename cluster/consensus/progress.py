@@ -11,7 +11,7 @@ class Progress:
     """While probing, one message at a time looks for where the logs agree; then entries are pipelined.
 
     next_index: the next entry to send. matched_index: agreed and synced there.
-    voter: it counts. barrier_index: a member on a new disk counts again when it has this entry, and it is committed.
+    joined: it counts. barrier_index: a member on a new disk counts again when it has this entry, and it is committed.
     stranded: its next entry is trimmed here; only a snapshot helps.
     """
 
@@ -24,6 +24,7 @@ class Progress:
         "flight_bytes",
         "full",
         "heard_at",
+        "joined",
         "matched_index",
         "next_index",
         "probe_sent",
@@ -31,7 +32,6 @@ class Progress:
         "refusals_count_from",
         "stored_index",
         "stranded",
-        "voter",
     )
 
     def __init__(self, next_index: int, *, heard_at: float = 0.0) -> None:
@@ -44,7 +44,7 @@ class Progress:
         self.probe_sent = False
         self.refusals_count_from = 0
         self.stranded = False
-        self.voter = True
+        self.joined = True
         self.full = False
         self.disk_id = ""
         self.barrier_index = 0

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from cluster.consensus.journal import Journal, JournalRefused
+from cluster.consensus.journal import CONFIGURATION, Journal, JournalRefused
 from cluster.consensus.library import (
     FOLLOWER,
     LEADER,
@@ -41,6 +41,8 @@ from cluster.consensus.messages import (
 )
 from cluster.consensus.progress import Progress
 from cluster.consensus.reads import Answer, ReadRounds
+from cluster.membership import Add, Change, Configuration, Demote, InvalidChange, Promote, Remove, changed
+from cluster.membership import encode as encode_configuration
 from cluster.topology import MemberRole, Timing
 
 log = logging.getLogger(__name__)
@@ -60,11 +62,16 @@ class ApplyFailed(BaseException):
     """on_committed raised. Its entry is not applied again and no later one is: the process must stop."""
 
 
+class NotYet(Exception):
+    """This change of the members can't be logged now, but may be soon."""
+
+
 class RaftSettings(Struct, frozen=True):
     """trim_reserve: entries kept below what every replica has stored, for followers that lag a little.
 
     laggard_*: a replica that is away holds trimming back until the log has so many entries or bytes, or it has
         been silent for so long. Beyond that it needs a snapshot.
+    promote_lag: a learner that lacks no more entries than this may become a voter.
     """
 
     timing: Timing = Timing()
@@ -73,6 +80,7 @@ class RaftSettings(Struct, frozen=True):
     laggard_entries: int = 1_000_000
     laggard_bytes: int = 4 << 30
     laggard_ms: int = 3_600_000
+    promote_lag: int = 1000
 
 
 class Owner(Protocol):
@@ -81,6 +89,10 @@ class Owner(Protocol):
     def say(self, member: str, message: Raft) -> bool: ...
 
     def deliver(self, index: int, payload: bytes) -> None: ...
+
+    def configured(self) -> None:
+        """Another configuration is in force, or the one in force is committed now."""
+        ...
 
     def wake(self) -> None: ...
 
@@ -119,7 +131,7 @@ class LibraryLink(LibraryTransport):  # type: ignore[misc]
 class RaftCore(SyncObj):  # type: ignore[misc]
     """One member. Not thread-safe; nothing blocks. Call `tick` after every event and every few milliseconds.
 
-    others: the role of every other member. applied_index: what the state machine has already.
+    first: who the members are where the journal does not say. applied_index: what the state machine has already.
     """
 
     # The library's own fields that are assigned here.
@@ -132,7 +144,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self,
         member: str,
         role: MemberRole,
-        others: Mapping[str, MemberRole],
+        first: Configuration,
         *,
         journal: Journal,
         owner: Owner,
@@ -141,7 +153,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     ) -> None:
         self.member = member
         self.role = role
-        self.others = dict(others)
+        self.configuration = first
+        self.others: dict[str, MemberRole] = {}
+        self.voters: frozenset[str] = frozenset()
         self.settings = settings
         self.journal = journal
         self.owner = owner
@@ -155,7 +169,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._disks: dict[str, DiskIs] = {}
         self._clean: set[str] = set()
         self._say_disk_again = NEVER
-        self._nodes = {name: Node(name) for name in others}
+        self._nodes: dict[str, Any] = {}
+        self._configured_index = 0
+        self._told_committed = True
         self._progress: dict[str, Progress] = {}
         self._sequence = 0
         self._held: list[tuple[str, Raft]] = []
@@ -175,6 +191,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._transfer_election = False
         self._campaign_at_once = False
         self._handed_over = NEVER
+        self._no_change_because = ""
         timing = settings.timing
         patience = timing.witness_patience if role is MemberRole.witness else 1
         conf = SyncObjConf(
@@ -193,14 +210,17 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         construct_with_journal(
             journal,
             lambda: super(RaftCore, self).__init__(
-                member, list(others), conf, nodeClass=Node, transport=LibraryLink(self._library_says)
+                member, [], conf, nodeClass=Node, transport=LibraryLink(self._library_says)
             ),
         )
         check_attributes(self)
         self._poller = NullPoller()
         self._SyncObj__raftMatchIndex = CappedMatch(journal)
         self._SyncObj__needLoadDumpFile = False
+        journal.begin_with(first)
+        journal.on_configuration = self._configure
         self._start_from(applied_index)
+        self._take_configuration()
 
     def _start_from(self, applied_index: int) -> None:
         if self.role is MemberRole.witness:
@@ -239,10 +259,28 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     @property
     def quorum(self) -> int:
-        return (len(self.others) + 1) // 2 + 1
+        return len(self.voters) // 2 + 1
 
     @property
-    def voter(self) -> bool:
+    def votes(self) -> bool:
+        """The configuration in force counts this member. One that it does not count never campaigns."""
+        return self.member in self.voters
+
+    @property
+    def other_voters(self) -> list[str]:
+        return [name for name in self.others if name in self.voters]
+
+    @property
+    def configuration_index(self) -> int:
+        """Of the log entry that the configuration in force comes from; 0 when it is in none."""
+        return self._configured_index
+
+    @property
+    def configuration_committed(self) -> bool:
+        return self._configured_index <= self.commit_index
+
+    @property
+    def joined(self) -> bool:
         """False on a new disk: this member may have forgotten votes and entries, and counts for nothing yet."""
         return bool(self.journal.disk.joined)
 
@@ -250,14 +288,19 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def room_for_quorum(self) -> bool:
         """A leader: a majority is connected, counts, and has room in its log."""
         with_room = sum(
-            progress.voter and not progress.full and self._nodes[name] in self._SyncObj__connectedNodes
+            progress.joined
+            and not progress.full
+            and name in self.voters
+            and self._nodes[name] in self._SyncObj__connectedNodes
             for name, progress in self._progress.items()
         )
         return with_room + 1 >= self.quorum
 
     @property
     def full_members(self) -> list[str]:
-        return [name for name, progress in self._progress.items() if progress.full] if self.is_leader else []
+        if not self.is_leader:
+            return []
+        return [name for name, progress in self._progress.items() if progress.full and name in self.voters]
 
     @property
     def stranded(self) -> list[str]:
@@ -270,7 +313,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     @property
     def unmet(self) -> list[str]:
         """On a new disk: who has not said that it is new, too. All must, or a leader must bring this member up."""
-        return [] if self.voter else [name for name in self.others if name not in self._clean]
+        return [] if self.joined else [name for name in self.other_voters if name not in self._clean]
 
     def disk_of(self, member: str) -> DiskIs | None:
         """What a member said of its disk on its newest link."""
@@ -295,6 +338,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     @property
     def connected(self) -> set[str]:
         return {node.id for node in self._SyncObj__connectedNodes}
+
+    @property
+    def connected_voters(self) -> int:
+        """How many voters are in reach, this one included."""
+        return len(self.voters & self.connected) + self.votes
 
     @property
     def has_quorum(self) -> bool:
@@ -322,13 +370,14 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.owner.wake()
 
     def peer_connected(self, member: str) -> None:
-        self._SyncObj__onNodeConnected(self._nodes[member])
+        """A link is up: to a member of this configuration, of a newer one, or of one that is being left."""
+        self._SyncObj__onNodeConnected(self._nodes.setdefault(member, Node(member)))
         self._say_disk(member)
         if member in self._progress:
             self._progress[member].link_lost()
 
     def peer_disconnected(self, member: str) -> None:
-        self._SyncObj__onNodeDisconnected(self._nodes[member])
+        self._SyncObj__onNodeDisconnected(self._nodes.setdefault(member, Node(member)))
         if member in self._progress:
             self._progress[member].link_lost()
 
@@ -359,7 +408,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             case Vote(term):
                 self._on_vote(member, term)
             case TimeoutNow(term):
-                if self.barred is None and self.voter:
+                if self.barred is None and self.joined and self.votes:
                     self._library_hears(member, {"type": "timeout_now", "term": term})
             case _:
                 self.counters["refused_kind"] += 1
@@ -371,7 +420,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if was_leader and self._disk_stalls:
             log.error("%s steps down: a sync takes %.1f s", self.member, self.journal.sync_age)
             self.step_down()
-        if not self.voter and monotonic() >= self._say_disk_again:
+        if not self.joined and monotonic() >= self._say_disk_again:
             self._say_disk_again = monotonic() + self.settings.timing.heartbeat_ms / 1000
             for member in sorted(self.connected):
                 self._say_disk(member)
@@ -387,8 +436,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._trim()
             if self.caretaker:
                 self._hand_over_when_ready()
+            else:
+                self._care_for_members()
         elif was_leader or len(self.reads):
             self.reads.fail()
+        if not self._told_committed and self.configuration_committed:
+            self._told_committed = True
+            self.owner.configured()
         self.journal.flush()
 
     def _forgive_own_pause(self) -> None:
@@ -469,11 +523,14 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _SyncObj__onBecomeLeader(self) -> None:
         now = monotonic()
         self._progress = {name: Progress(self.journal.last_index + 1, heard_at=now) for name in self.others}
+        for name in self.others:
+            self._SyncObj__raftMatchIndex[self._nodes[name]] = 0
         self._campaign_at_once = False
         self._handed_over = NEVER
         super()._SyncObj__onBecomeLeader()
         for name in self._disks:
-            self._meet_disk(name)
+            if name in self._progress:
+                self._meet_disk(name)
         log.info("%s leads term %d from index %d", self.member, self.term, self.journal.last_index)
 
     def _SyncObj__sendAppendEntries(self) -> None:
@@ -487,21 +544,22 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """Send each connected follower what it lacks. speak: at least one message to each, come what may."""
         commit_index = self.commit_index
         # A copy: a link that is given up while we send to it leaves the set.
-        for node in list(self._SyncObj__connectedNodes):
-            progress = self._progress[node.id]
+        for name, progress in list(self._progress.items()):
+            if self._nodes[name] not in self._SyncObj__connectedNodes:
+                continue
             silent = True
             if progress.probing:
                 # One whose entries are gone refuses every probe: once per heartbeat is enough.
                 if speak or not (progress.probe_sent or progress.stranded):
-                    self._append_to(node.id, progress, empty=progress.probe_sent)
+                    self._append_to(name, progress, empty=progress.probe_sent)
                 continue
             while progress.next_index <= self.journal.last_index and progress.may_send():
                 silent = False
-                if not self._append_to(node.id, progress, empty=False):
+                if not self._append_to(name, progress, empty=False):
                     break
             # Followers answer their own clients from what they applied: tell them of commits at once.
             if silent and (speak or commit_index > progress.commit_sent):
-                self._append_to(node.id, progress, empty=True)
+                self._append_to(name, progress, empty=True)
 
     def _append_to(self, member: str, progress: Progress, *, empty: bool) -> bool:
         journal = self.journal
@@ -538,7 +596,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """A witness needs no entry that every replica has stored: its log may begin where this one does."""
         base = self.journal.first_index
         self._sequence += 1
-        if not self._send(member, Rebase(self.term, self._sequence, base, self.journal.term_at(base))):
+        configuration = self.journal.base_at(base)
+        if not self._send(member, Rebase(self.term, self._sequence, base, self.journal.term_at(base), configuration)):
             return False
         log.warning("%s lags behind the log; it starts anew after entry %d", member, base)
         progress.next_index = base + 1
@@ -552,6 +611,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if not self.is_leader or reply.term != self.term:
             self.counters["stale_reply"] += 1
             return
+        if member not in self._progress:
+            self.counters["reply_of_no_member"] += 1
+            return
         if reply.matched_index > self.journal.last_index or reply.sequence > self._sequence:
             self.counters["impossible_reply"] += 1
             log.critical(
@@ -560,8 +622,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             return
         node, progress = self._nodes[member], self._progress[member]
         progress.heard_at = monotonic()
-        progress.voter, progress.full = reply.voter, reply.full
-        if reply.voter:
+        progress.joined, progress.full = reply.joined, reply.full
+        if reply.joined:
             # Who does not count confirms no read, no leadership and no entry.
             self._SyncObj__lastResponseTime[node] = progress.heard_at
             progress.acked_sequence = max(progress.acked_sequence, reply.sequence)
@@ -571,7 +633,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         else:
             progress.accepted(reply.matched_index)
             progress.stranded = False
-            if reply.voter:
+            if reply.joined:
                 self._SyncObj__raftMatchIndex[node] = progress.matched_index
             else:
                 self._admit(member, progress)
@@ -579,24 +641,26 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _confirm_reads(self) -> None:
         if len(self.reads):
-            self.reads.acked((p.acked_sequence for p in self._progress.values()), self.quorum - 1)
+            acked = (self._progress[name].acked_sequence for name in self.other_voters)
+            self.reads.acked(acked, self.quorum - 1)
 
     def _last_payload_index(self, index: int) -> int:
-        """The newest entry of ours up to `index`: no-ops never reach the state machine's applied index."""
-        while index > self.journal.first_index and self.journal.entry(index)[0][:1] == NO_OP:
+        """The newest entry of ours up to `index`: no others ever reach the state machine's applied index."""
+        while index > self.journal.first_index and self.journal.entry(index)[0][:1] != REGULAR:
             index -= 1
         return index if index > 1 else 0
 
     def _trim(self) -> None:
-        """What every full replica has stored may go, for witnesses too, which need none of it.
+        """What every full replica that votes has stored may go, for witnesses too, which need none of it.
 
-        Here more may go: a replica that is away too long gets a snapshot. Witnesses keep what it lacks.
+        Here more may go: a replica that is away too long gets a snapshot. Witnesses keep what it lacks, if it votes.
+        And less: a learner or read replica that is a little behind is waited for here, too.
         """
         stored = {name: p.stored_index for name, p in self._progress.items() if self.others[name] is MemberRole.replica}
-        here = min(stored.values(), default=0)
+        everywhere = [index for name, index in stored.items() if name in self.voters]
         if self.role is MemberRole.replica:
-            here = min(here, self.stored_index)
-        self._trim_index = max(self._trim_index, here - self.settings.trim_reserve)
+            everywhere.append(self.stored_index)
+        self._trim_index = max(self._trim_index, min(everywhere, default=0) - self.settings.trim_reserve)
         bound = self._trim_index
         if self.role is MemberRole.replica:
             silent_since = monotonic() - self.settings.laggard_ms / 1000
@@ -606,7 +670,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                 for name, index in stored.items()
                 if self._heard_lately(name) or (patient and self._progress[name].heard_at > silent_since)
             ]
-            bound = max(bound, min([*waited_for, self.stored_index]) - self.settings.trim_reserve)
+            bound = min([*waited_for, self.stored_index]) - self.settings.trim_reserve
         self._trim_here(bound)
 
     def _heard_lately(self, member: str) -> bool:
@@ -641,7 +705,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             (progress.matched_index, name)
             for name, progress in self._progress.items()
             if self.others[name] is MemberRole.replica
-            and progress.voter
+            and name in self.voters
+            and progress.joined
             and self._nodes[name] in self._SyncObj__connectedNodes
         ]
         return max(found)[1] if found else None
@@ -673,7 +738,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._library_hears(member, {"type": "append_entries", "term": message.term, "commit_index": self.commit_index})
         holds = journal.first_index <= base <= journal.last_index and journal.term_at(base) == message.base_term
         if base > self.commit_index and not holds:
-            journal.rebase(base, message.base_term)
+            journal.rebase(base, message.base_term, message.configuration)
             self._SyncObj__raftCommitIndex = self._SyncObj__raftLastApplied = base
             journal.setRaftCommitIndex(base)
         self._verified_index = max(self._verified_index, base)
@@ -749,7 +814,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             echo = self._echo if sequence is None else sequence
             self._send(
                 leader,
-                AppendReply(term, echo, matched, retry_index, self.stored_index, self.voter, self.log_full),
+                AppendReply(term, echo, matched, retry_index, self.stored_index, self.joined, self.log_full),
             )
 
     def _SyncObj__deleteEntriesFrom(self, fromIDx: int) -> None:
@@ -790,15 +855,15 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                     message.disk_id,
                     remembered,
                 )
-            if self.voter:
+            if self.joined:
                 self._say_disk(member)  # it says so again and again, until it counts
         if message.clean:
             self._clean.add(member)
-        if not self.voter and self._clean >= set(self.others):
+        if not self.joined and self.votes and self._clean >= set(self.other_voters):
             # Nobody ever voted or took an entry: the cluster starts for the first time.
             log.info("%s joins: all members are new", self.member)
             self._join()
-        if self.is_leader:
+        if self.is_leader and member in self._progress:
             self._meet_disk(member)
         self.owner.wake()
 
@@ -818,7 +883,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._SyncObj__raftMatchIndex[self._nodes[member]] = 0
         progress.disk_id = disk.disk_id
         if not disk.joined:
-            progress.voter = False
+            progress.joined = False
             progress.barrier_index = self.journal.last_index + 1
             self.journal.add(NO_OP, progress.barrier_index, self.term)
 
@@ -829,7 +894,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _on_admit(self, member: str, message: Admit) -> None:
         """This member is counted again, in later terms' votes and from now on for entries."""
-        if self.voter or message.disk_id != self.journal.disk.disk_id:
+        if self.joined or message.disk_id != self.journal.disk.disk_id:
             return
         if (message.term, member) != self._followed or message.term != self.term or self.is_leader:
             self.counters["refused_admission"] += 1
@@ -839,6 +904,136 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         log.warning("%s has caught up and is counted again", self.member)
         self._join()
         self._reply()
+
+    # -- who the members are ---------------------------------------------------------------------
+
+    def _configure(self) -> None:
+        """The journal has another configuration in force: it counts from now on, committed or not."""
+        self._take_configuration()
+        self.owner.configured()
+
+    def _take_configuration(self) -> None:
+        base = self.journal.base
+        if base is None:
+            raise BrokenInvariant("the journal does not say who the members are")
+        before = self.configuration
+        self.configuration, self._configured_index = base.configuration, base.index
+        self.others = {m.name: m.role for m in base.configuration.members if m.name != self.member}
+        self.voters = base.configuration.voters
+        for name in self.others:
+            self._nodes.setdefault(name, Node(name))
+        self._SyncObj__otherNodes = {self._nodes[name] for name in self.other_voters}
+        if self.is_leader:
+            self._progress_for_members()
+        elif not self.is_follower and before.voters != self.voters:
+            self.step_down()  # votes were counted against another majority
+        self._told_committed = self.configuration_committed
+
+    def _progress_for_members(self) -> None:
+        now, heard = monotonic(), self._SyncObj__lastResponseTime
+        self._progress = {name: known for name, known in self._progress.items() if name in self.others}
+        for name in self.others:
+            node = self._nodes[name]
+            if name not in self._progress:
+                self._progress[name] = Progress(self.journal.last_index, heard_at=now)
+                self._SyncObj__raftMatchIndex[node] = 0
+                self._SyncObj__raftNextIndex[node] = self.journal.last_index
+                if name in self._disks:
+                    self._meet_disk(name)
+            heard.setdefault(node, NEVER)
+        if not self.votes:
+            raise BrokenInvariant(f"{self.member} leads a configuration in which it does not vote")
+
+    def change(self, change: Change) -> int:
+        """Log a change of the members; it holds when the returned index is committed, with this leader's term.
+
+        The caller has checked that this member leads. A change that holds already returns the index it came with.
+        Raises InvalidChange for good, NotYet for now; nothing was logged.
+        """
+        after = changed(self.configuration, change)
+        if after is self.configuration:
+            return self._configured_index
+        if isinstance(change, Demote | Remove) and change.name == self.member:
+            raise InvalidChange(f"{self.member} leads: it hands leadership over first")
+        if self.commit_index < self._SyncObj__noopIDx:
+            raise NotYet(f"{self.member} has only begun to lead")
+        if not self.configuration_committed:
+            raise NotYet(f"another change, at index {self._configured_index}, is not committed yet")
+        if isinstance(change, Promote):
+            self._check_caught_up(change.name)
+        if not isinstance(change, Add):
+            for name, progress in self._progress.items():
+                # Which majorities remember what is argued for one lost disk or one change at a time: see DESIGN.md.
+                if name in self.voters and not progress.joined and name != change.name:
+                    raise NotYet(f"{name} is on a new disk and has not caught up")
+        return self._log_configuration(after)
+
+    def _log_configuration(self, configuration: Configuration) -> int:
+        index = self.journal.last_index + 1
+        self.journal.add(CONFIGURATION + encode_configuration(configuration), index, self.term)
+        log.warning(
+            "%s changes the members at index %d: voters %s, others %s",
+            self.member,
+            index,
+            sorted(configuration.voters),
+            sorted({m.name for m in configuration.members} - configuration.voters),
+        )
+        self.counters["membership_changes"] += 1
+        self.owner.wake()
+        return index
+
+    def _check_caught_up(self, name: str) -> None:
+        progress = self._progress[name]
+        if not progress.matched_index:
+            raise NotYet(f"{name} has not answered yet")
+        if not progress.joined:
+            raise NotYet(f"{name} is on a new disk and has not caught up")
+        if not self._heard_lately(name):
+            raise NotYet(f"{name} is not heard")
+        lag = self.journal.last_index - progress.matched_index
+        if lag > self.settings.promote_lag:
+            raise NotYet(f"{name} lacks {lag} entries; at most {self.settings.promote_lag} may lack")
+
+    def _care_for_members(self) -> None:
+        """What a leader changes by itself: who holds the logs up for too long goes aside until it has caught up.
+
+        And a configuration that was forced, after a majority was lost, is logged for those who join later.
+        """
+        if self.transferring or not self.configuration_committed or self.commit_index < self._SyncObj__noopIDx:
+            return
+        base = self.journal.base
+        if base is not None and base.forced:
+            self._log_configuration(base.configuration)
+            return
+        change = self._away() or self._back()
+        if change is not None:
+            try:
+                self.change(change)
+            except (InvalidChange, NotYet) as reason:
+                if self._no_change_because != str(reason):
+                    self._no_change_because = str(reason)
+                    log.error("%s can't %s %s: %s", self.member, type(change).__name__.lower(), change.name, reason)
+
+    def _away(self) -> Demote | None:
+        """A witness's log is at its limit: the replica that it waits for, when that one is away."""
+        if not any(self.others[name] is MemberRole.witness for name in self.full_members):
+            return None
+        away = [
+            (progress.stored_index, name)
+            for name, progress in self._progress.items()
+            if name in self.voters and self.others[name] is MemberRole.replica and not self._heard_lately(name)
+        ]
+        return Demote(min(away)[1], away=True) if away else None
+
+    def _back(self) -> Promote | None:
+        for name in self.configuration.demoted:
+            if name in self._progress and self._progress[name].joined and not self._progress[name].stranded:
+                try:
+                    self._check_caught_up(name)
+                except NotYet:
+                    continue
+                return Promote(name)
+        return None
 
     # -- elections -------------------------------------------------------------------------------
 
@@ -850,7 +1045,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _leader_alive(self) -> bool:
         oldest = monotonic() - self.settings.timing.election_ms_min / 1000
         if self.is_leader:
-            answered = sum(self._SyncObj__lastResponseTime[node] > oldest for node in self._nodes.values())
+            heard = self._SyncObj__lastResponseTime
+            answered = sum(heard[self._nodes[name]] > oldest for name in self.other_voters)
             return bool(answered + 1 >= self.quorum)
         return bool(self._leader_seen > oldest)
 
@@ -861,7 +1057,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__connectedToAnyone(self) -> bool:
         """The library asks this only when the election timer has run out: the gate before every election."""
-        if not self.voter:
+        if not self.joined or not self.votes:
             return False
         if self._SyncObj__transferInProgress:
             self._transfer_election = True
@@ -869,7 +1065,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if self._disk_stalls or (self.barred is not None and not self._campaign_at_once):
             return False
         term = self.term + 1
-        if self._pre_vote_term == term and len(self._pre_votes) + 1 >= self.quorum:
+        if self._pre_vote_term == term and len(self._pre_votes & self.voters) + 1 >= self.quorum:
             self._pre_vote_term = 0
             return True
         now = monotonic()
@@ -877,16 +1073,16 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._pre_vote_again = now + self.settings.timing.heartbeat_ms / 1000
             self._pre_vote_term, self._pre_votes = term, set()
             self.counters["pre_votes"] += 1
-            for member in self.others:
+            for member in self.other_voters:
                 self._send(member, PreVote(term, self.journal.last_index, self.journal[-1][2]))
         return False
 
     def _on_pre_vote(self, member: str, message: PreVote) -> None:
         newer = self._newer_than(message.last_index, message.last_term)
         alive = self._leader_alive()
-        granted = self.voter and not alive and not newer and message.term > self.term
+        granted = self.joined and not alive and not newer and message.term > self.term
         self._send(member, PreVoteReply(message.term, granted, self.term))
-        if newer and not alive and not self.is_leader and self.voter:
+        if newer and not alive and not self.is_leader and self.joined and self.votes:
             # Nobody can win before this member has led: a witness need not wait out its longer timeout.
             self._campaign_at_once = True
             self._SyncObj__raftElectionDeadline = 0
@@ -894,13 +1090,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self.owner.wake()
 
     def _on_pre_vote_reply(self, member: str, message: PreVoteReply) -> None:
-        if message.granted and message.term == self._pre_vote_term:
+        if message.granted and message.term == self._pre_vote_term and member in self.voters:
             self._pre_votes.add(member)
         elif message.current_term > self.term:
             self._adopt(message.current_term)
 
     def _on_request_vote(self, member: str, message: RequestVote) -> None:
-        if not self.voter:
+        if not self.joined:
             # It may have voted in this term, or taken entries, on the disk that it lost.
             self.counters["refused_no_voter"] += 1
             return
@@ -919,7 +1115,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _on_vote(self, member: str, term: int) -> None:
         # The library counts messages; a repeated one must not make a majority.
-        if term == self.term and (term, member) not in self._votes:
+        # Only voters count: of the configuration in force, and one that changes ends a candidacy.
+        if term == self.term and member in self.voters and (term, member) not in self._votes:
             self._votes = {vote for vote in self._votes if vote[0] == term} | {(term, member)}
             self._library_hears(member, {"type": "response_vote", "term": term})
 
@@ -946,7 +1143,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                         self.owner.deliver(index, command[1:])
                     except BaseException as error:
                         raise ApplyFailed(f"on_committed failed at index {index}: {error!r}") from error
-                elif kind != NO_OP:
+                elif kind not in (NO_OP, CONFIGURATION):
                     raise BrokenInvariant(f"entry {index} is of unknown kind {kind!r}")
             if monotonic() > until:
                 self.owner.wake()
@@ -957,7 +1154,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         raise BrokenInvariant("the library would unpickle a command")
 
     def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
-        """Membership is static, and nothing is unpickled."""
+        """The library's own membership changes are off: see _configure. Nothing is unpickled."""
 
     def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
         raise BrokenInvariant("the library's snapshots are off")

@@ -37,7 +37,8 @@ class ReadRounds:
         """Answer what is confirmed. sequences: the newest that each peer echoed; needed: how many peers."""
         if not self._asked:
             return
-        confirmed = sorted(sequences, reverse=True)[needed - 1]
+        # A single voter is its own majority.
+        confirmed = sorted(sequences, reverse=True)[needed - 1] if needed else self._asked[-1][0]
         while self._asked and self._asked[0][0] <= confirmed:
             _, index, reads = self._asked.popleft()
             for answer in reads:

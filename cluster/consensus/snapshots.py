@@ -21,6 +21,7 @@ from zlib import crc32
 
 from msgspec import Struct
 
+from cluster.consensus.journal import Base
 from cluster.consensus.messages import (
     Snapshot,
     SnapshotAsk,
@@ -97,8 +98,9 @@ Send = Callable[[str, Snapshot], bool]
 class SnapshotSender:
     """A leader's side: one copy at a time, one stream at a time.
 
-    term_at(index): the term of an entry. usable(index): the log goes on from there. hold(index): trim nothing
-    after it; None lets go. buffered(member): bytes that wait on its link.
+    term_at(index): the term of an entry. base_at(index): the configuration in force there.
+    usable(index): the log goes on from there. hold(index): trim nothing after it; None lets go.
+    buffered(member): bytes that wait on its link.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class SnapshotSender:
         send: Send,
         term: Callable[[], int],
         term_at: Callable[[int], int],
+        base_at: Callable[[int], Base],
         usable: Callable[[int], bool],
         hold: Callable[[int | None], None],
         buffered: Callable[[str], int],
@@ -120,6 +123,7 @@ class SnapshotSender:
         self._send = send
         self._term = term
         self._term_at = term_at
+        self._base_at = base_at
         self._usable = usable
         self._hold = hold
         self._buffered = buffered
@@ -162,8 +166,10 @@ class SnapshotSender:
         self._member = self._member or (others or members)[0]
         self._offered_at = now
         taken = self._taken
+        base = self._base_at(taken.index)
         self._send(
-            self._member, SnapshotOffer(self._term(), self._snapshot_id, taken.index, self._index_term, taken.files)
+            self._member,
+            SnapshotOffer(self._term(), self._snapshot_id, taken.index, self._index_term, taken.files, base),
         )
 
     async def _take(self) -> None:

@@ -18,7 +18,10 @@ import lmdb
 import msgspec
 from msgspec import Struct
 
+from cluster.consensus.ahead import ReadAhead
 from cluster.consensus.journal import (
+    CONFIGURATION,
+    Base,
     Change,
     Committed,
     CutFrom,
@@ -31,6 +34,7 @@ from cluster.consensus.journal import (
     StartAfter,
     TrimTo,
     Vote,
+    newest_of,
 )
 from cluster.consensus.library import NO_OP
 
@@ -104,15 +108,22 @@ class LmdbStorage:
 
     def _load(self, tail_bytes_max: int) -> Loaded:
         tail: list[Entry] = []
+        configurations: list[tuple[int, bytes]] = []
         tail_bytes = dropped = 0
         first = last = 0
-        with self._env.begin(buffers=True) as transaction:
+        scanned_bytes = 0
+        with ReadAhead(self._folder / DATA_FILE) as ahead, self._env.begin(buffers=True) as transaction:
             for key, value in transaction.cursor(self._log):
                 entry = self._checked(bytes(key), value)
+                scanned_bytes += len(value)
+                if entry[1] % 256 == 0:
+                    ahead.scanned(scanned_bytes / max(1, self._used_bytes))
                 if last and entry[1] != last + 1:
                     raise JournalRefused(f"{self._folder}: entry {last + 1} is missing; {entry[1]} follows {last}")
                 first, last = first or entry[1], entry[1]
                 tail.append(entry)
+                if entry[0][:1] == CONFIGURATION:
+                    configurations.append((entry[1], entry[0]))
                 tail_bytes += len(entry[0])
                 while tail_bytes > tail_bytes_max and dropped < len(tail) - 1:
                     tail_bytes -= len(tail[dropped][0])
@@ -125,11 +136,14 @@ class LmdbStorage:
             commit_index = self._get(transaction, "commit", int, 0)
             disk = self._get(transaction, "disk", Disk, None)
             peer_disk_ids = self._get(transaction, "peers", dict[str, str], {})
+            base = self._get(transaction, "base", Base, None)
         if disk is None:
             # Written before disks had ids: it has voted and acknowledged, so it has joined.
             disk = Disk(uuid4().hex, joined=True)
             self.write([disk])
-        return Loaded(first, last, tail, vote, commit_index, disk, peer_disk_ids)
+        if base is not None:
+            configurations = [known for known in configurations if known[0] > base.index]
+        return Loaded(first, last, tail, vote, commit_index, disk, peer_disk_ids, base, configurations)
 
     def _get(self, transaction: lmdb.Transaction, key: str, kind: Any, missing: Any) -> Any:
         raw = transaction.get(key.encode(), db=self._meta)
@@ -186,6 +200,8 @@ class LmdbStorage:
                         self._put(transaction, b"disk", change)
                     case PeerDisks(disk_ids):
                         self._put(transaction, b"peers", disk_ids)
+                    case Base():
+                        self._put(transaction, b"base", change)
         self._used_bytes = self._measure()
 
     def used_bytes(self) -> int:
@@ -203,8 +219,10 @@ class LmdbStorage:
         os.close(self._lock)
 
 
-def start_after(folder: Path, index: int, term: int, *, cluster_id: str, member: str) -> bool:
+def start_after(folder: Path, index: int, term: int, base: Base | None, *, cluster_id: str, member: str) -> bool:
     """Let a stopped member's journal go on after (index, term), which its store has now. Votes stay.
+
+    base: the configuration in force there; None keeps what the journal has.
 
     False: the log has that entry already, so nothing was changed. Durable on return; may be repeated.
     Raises JournalRefused, also when the log holds another committed entry there.
@@ -218,7 +236,10 @@ def start_after(folder: Path, index: int, term: int, *, cluster_id: str, member:
             raise JournalRefused(
                 f"{folder}: committed up to {loaded.commit_index}, which is beyond a snapshot at {index}"
             )
-        storage.write([StartAfter(index, term), Committed(index)])
+        changes: list[Change] = [StartAfter(index, term), Committed(index)]
+        if base is not None and (loaded.base is None or newest_of([loaded.base, base]) is base):
+            changes.append(base)
+        storage.write(changes)
         return True
     finally:
         storage.close()

@@ -12,6 +12,8 @@ from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
 from cluster.consensus.journal import (
+    CONFIGURATION,
+    Base,
     Change,
     Committed,
     CutFrom,
@@ -27,7 +29,8 @@ from cluster.consensus.journal import (
 from cluster.consensus.journal import Disk as DiskIdentity
 from cluster.consensus.messages import decode, encode
 from cluster.consensus.raft import RaftCore, RaftSettings
-from cluster.topology import MemberRole, Timing
+from cluster.membership import Configuration
+from cluster.topology import Member, MemberRole, Standing, Timing
 
 TIMING = Timing(heartbeat_ms=50, election_ms_min=300, election_ms_max=600)
 
@@ -105,6 +108,7 @@ class Disk:
     def __init__(self, identity: DiskIdentity | None = None) -> None:
         self.identity = identity or DiskIdentity()
         self.peer_disk_ids: dict[str, str] = {}
+        self.base: Base | None = None
         self.entries: list[Entry] = []
         self.vote = Vote(0, None)
         self.commit_index = 0
@@ -125,6 +129,12 @@ class MemoryStorage:
             self.disk.commit_index,
             self.disk.identity,
             self.disk.peer_disk_ids,
+            self.disk.base,
+            [
+                (index, command)
+                for command, index, _ in entries
+                if command[:1] == CONFIGURATION and (self.disk.base is None or index > self.disk.base.index)
+            ],
         )
 
     def read(self, first_index: int, count: int) -> list[Entry]:
@@ -152,6 +162,8 @@ class MemoryStorage:
                     disk.identity = change
                 case PeerDisks(disk_ids):
                     disk.peer_disk_ids = disk_ids
+                case Base():
+                    disk.base = change
 
     def used_bytes(self) -> int:
         return sum(len(entry[0]) for entry in self.disk.entries)
@@ -179,6 +191,11 @@ class ManualCommitter:
         self.jobs.clear()
 
 
+def described(name: str, role: MemberRole, standing: Standing = Standing.voter) -> Member:
+    """How the topology names a member; nobody dials anybody here, but no two may share an address."""
+    return Member(name, f"site-{name}", role, name, 1, name, 2, standing)
+
+
 class LabMember:
     """A RaftCore with a fake disk and net. `delivered`: what on_committed was told since the start."""
 
@@ -199,18 +216,20 @@ class LabMember:
         self.journal = Journal(
             MemoryStorage(self.disk), self.committer, on_synced=self._synced, on_failed=self._disk_failed
         )
-        others = {m.name: m.role for m in self.lab.members.values() if m is not self}
         self.alive = True
         self.raft = RaftCore(
             self.name,
             self.role,
-            others,
+            self.lab.first,
             journal=self.journal,
             owner=self,
             settings=self.lab.settings,
             applied_index=applied_index,
         )
         self.lab.net.receivers[self.name] = self.received
+
+    def configured(self) -> None:
+        pass
 
     def crash(self) -> None:
         """Power off: only what was synced is left."""
@@ -284,6 +303,7 @@ class Lab:
             for name in names
         }
         self.disks = 0
+        self.first = Configuration(0, [described(member.name, member.role) for member in self.members.values()])
         for member in self.members.values():
             if new_disks:
                 member.disk = Disk(DiskIdentity(f"{member.name}-disk-0", joined=False))

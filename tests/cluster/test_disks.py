@@ -24,7 +24,7 @@ def clock() -> Iterator[Clock]:
 
 def new_lab(clock: Clock, names: str = "abw") -> Lab:
     lab = Lab(clock, names, witnesses="w", settings=RaftSettings(timing=TIMING, trim_reserve=0), new_disks=True)
-    lab.run_until(lambda: all(member.raft.voter for member in lab.alive), within=0.1)
+    lab.run_until(lambda: all(member.raft.joined for member in lab.alive), within=0.1)
     return lab
 
 
@@ -50,7 +50,7 @@ def test_a_new_cluster_begins_when_all_members_have_met(clock: Clock) -> None:
 def test_a_member_that_is_late_for_the_first_start_is_admitted(clock: Clock) -> None:
     lab = Lab(clock, "abw", witnesses="w", new_disks=True)
     lab.step()
-    assert lab["a"].raft.voter
+    assert lab["a"].raft.joined
     # w loses what it heard before it wrote that down.
     lab["w"].crash()
     lab["w"].disk = Disk(DiskIdentity("w-disk-0", joined=False))
@@ -58,8 +58,8 @@ def test_a_member_that_is_late_for_the_first_start_is_admitted(clock: Clock) -> 
     lab.propose("a", b"one")
     lab.run(0.2)
     lab["w"].restart()
-    assert not lab["w"].raft.voter
-    lab.run_until(lambda: lab["w"].raft.voter, within=1.0)
+    assert not lab["w"].raft.joined
+    lab.run_until(lambda: lab["w"].raft.joined, within=1.0)
     lab.step()
     assert lab["w"].disk.identity == DiskIdentity("w-disk-0", joined=True)
 
@@ -69,7 +69,7 @@ def test_nobody_is_told_of_a_joining_that_is_not_on_disk(clock: Clock) -> None:
     a = lab["a"]
     a.auto_sync = False
     lab.step()
-    assert a.raft.voter
+    assert a.raft.joined
     a.raft.tick()
     assert not a.disk.identity.joined
     lab["b"].raft._disks.pop("a", None)
@@ -94,8 +94,8 @@ def test_a_wiped_member_counts_again_after_it_has_caught_up(clock: Clock, caplog
     lab["b"].wipe()
     lab["b"].restart()
     lab.step()
-    assert not lab["b"].raft.voter
-    lab.run_until(lambda: lab["b"].raft.voter, within=1.0)
+    assert not lab["b"].raft.joined
+    lab.run_until(lambda: lab["b"].raft.joined, within=1.0)
     lab.run(0.2)
     assert lab["b"].payloads == [b"one", b"two"]
     told = [record.message for record in caplog.records if "is back on new disk b-disk-1" in record.message]
@@ -105,7 +105,7 @@ def test_a_wiped_member_counts_again_after_it_has_caught_up(clock: Clock, caplog
     # It stays counted after a restart, and may lead.
     lab["b"].crash()
     lab["b"].restart()
-    assert lab["b"].raft.voter
+    assert lab["b"].raft.joined
     lab.elect("b")
 
 
@@ -141,7 +141,7 @@ def test_an_admitted_member_does_not_vote_in_the_term_of_its_admission(clock: Cl
     lab.elect("a")
     lab["b"].wipe()
     lab["b"].restart()
-    lab.run_until(lambda: lab["b"].raft.voter, within=1.0)
+    lab.run_until(lambda: lab["b"].raft.joined, within=1.0)
     lab.step()
     assert lab["b"].disk.vote.voted_for == "a"
     assert lab["b"].disk.vote.term == lab["a"].raft.term
@@ -167,7 +167,7 @@ def test_what_only_the_lost_disk_and_one_other_had_is_not_lost(clock: Clock) -> 
     assert lab.leader() is None, "b and w know nothing of an acknowledged entry"
     lab["a"].restart()
     lab.run_until(lambda: lab["b"].payloads == [b"acknowledged"], within=3.0)
-    lab.run_until(lambda: lab["b"].raft.voter, within=1.0)
+    lab.run_until(lambda: lab["b"].raft.joined, within=1.0)
     assert lab.leader() is lab["a"]
 
 
@@ -188,9 +188,9 @@ def test_a_wiped_member_is_no_majority(clock: Clock) -> None:
     assert answers in ([], [None])
     lab.run(1.0)
     assert lab.leader() is None, "with two of three gone the leader steps down"
-    assert not lab["b"].raft.voter
+    assert not lab["b"].raft.joined
     lab.net.heal()
-    lab.run_until(lambda: lab["b"].raft.voter, within=3.0)
+    lab.run_until(lambda: lab["b"].raft.joined, within=3.0)
     lab.run_until(lambda: lab["b"].payloads == [b"x"], within=1.0)
 
 
@@ -205,7 +205,7 @@ def test_a_wiped_member_is_not_counted_for_what_it_had_before(clock: Clock) -> N
     lab.connect("a", "b")
     lab.net.run()
     progress = lab["a"].raft.progress("b")
-    assert (progress.matched_index, progress.voter) == (0, False)
+    assert (progress.matched_index, progress.joined) == (0, False)
     assert lab["a"].raft._SyncObj__raftMatchIndex[lab["a"].raft._nodes["b"]] == 0
     assert progress.barrier_index == lab["a"].journal.last_index, "an entry that is newer than the new disk"
 
@@ -246,14 +246,14 @@ def test_admission_needs_an_entry_committed_by_others_after_the_disk_was_seen(cl
     progress = lab["a"].raft.progress("b")
     assert progress.matched_index == progress.barrier_index == lab["a"].journal.last_index
     assert lab["a"].raft.commit_index < progress.barrier_index
-    assert not lab["b"].raft.voter
+    assert not lab["b"].raft.joined
     # No leader's word but that of the term's own leader counts, and none for another disk.
     term = lab["b"].raft.term
     for source, admit in (("w", Admit(term, "b-disk-1")), ("a", Admit(term - 1, "b-disk-1")), ("a", Admit(term, "x"))):
         lab["b"].received(source, admit)
-        assert not lab["b"].raft.voter
+        assert not lab["b"].raft.joined
     lab["b"].received("a", Admit(term, "b-disk-1"))
-    assert lab["b"].raft.voter, "the neighbour that passes"
+    assert lab["b"].raft.joined, "the neighbour that passes"
 
 
 def test_a_wiped_witness_is_admitted_like_a_replica(clock: Clock) -> None:
@@ -270,10 +270,10 @@ def test_a_wiped_witness_is_admitted_like_a_replica(clock: Clock) -> None:
     lab["w"].restart()
     lab.run(2.0)
     # a alone, with a witness that forgot: nothing may be committed.
-    assert not lab["w"].raft.voter
+    assert not lab["w"].raft.joined
     assert lab.leader() is None
     lab["b"].restart(applied_index=lab["b"].disk.commit_index)
-    lab.run_until(lambda: lab["w"].raft.voter, within=3.0)
+    lab.run_until(lambda: lab["w"].raft.joined, within=3.0)
     assert lab["w"].journal.first_index > 1, "it starts anew after what every replica has stored"
 
 
@@ -290,7 +290,7 @@ def test_a_lost_disk_is_handled_by_each_leader_that_follows(clock: Clock) -> Non
     leader = lab.leader()
     assert leader is not None
     assert leader.name != "b"
-    lab.run_until(lambda: lab["b"].raft.voter, within=2.0)
+    lab.run_until(lambda: lab["b"].raft.joined, within=2.0)
     lab.step()
     assert lab["b"].disk.vote.voted_for == leader.name
 
@@ -353,11 +353,11 @@ def test_a_replica_that_lost_its_disk_comes_back_by_log(tmp_path: Path) -> None:
                 await cluster.stop(lost)
                 shutil.rmtree(tmp_path / lost)
                 again = await cluster.start(lost)
-                assert not again.status().voter
+                assert not again.status().joined
                 assert again.status().role == "follower"
-                await until(lambda again=again: again.status().voter)  # type: ignore[misc]
+                await until(lambda again=again: again.status().joined)  # type: ignore[misc]
                 now = await cluster.leader()
-                await until(lambda now=now: all(peer.voter for peer in now.status().peers))  # type: ignore[misc]
+                await until(lambda now=now: all(peer.joined for peer in now.status().peers))  # type: ignore[misc]
             await until(lambda: [payload for _, payload in cluster.delivered[name]] == sent)
             assert cluster.left == []
 

@@ -139,7 +139,7 @@ def test_reads_are_confirmed_by_any_replica_and_refused_without_a_majority(tmp_p
             await until(lambda: leader.status().role is not Role.leader, within=1)
             with pytest.raises(NotLeader):
                 leader.propose(b"refused")
-            with pytest.raises(NoQuorum, match="reaches 1 of 3 members"):
+            with pytest.raises(NoQuorum, match="reaches 1 of 3 voters"):
                 await leader.read_index(timeout_ms=100)
 
     run(main())

@@ -349,7 +349,7 @@ def test_a_replica_is_never_made_to_start_anew(clock: Clock) -> None:
     lab.elect("a")
     b = lab["b"]
     before = b.log
-    b.raft.received("a", Rebase(b.raft.term, 10_000, 90, 1))
+    b.raft.received("a", Rebase(b.raft.term, 10_000, 90, 1, b.journal.base))
     assert b.log == before
     assert b.raft.counters["refused_rebase"] == 1
 
@@ -361,7 +361,7 @@ def test_a_witness_does_not_drop_what_it_knows_to_be_committed(clock: Clock) -> 
     lab.run(0.2)
     w = lab["w"]
     before = w.log
-    w.raft.received("a", Rebase(w.raft.term, 10_000, 10, w.journal.term_at(10)))
+    w.raft.received("a", Rebase(w.raft.term, 10_000, 10, w.journal.term_at(10), w.journal.base))
     assert w.log == before
 
 

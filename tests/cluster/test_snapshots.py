@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from cluster.consensus import snapshots
+from cluster.consensus.journal import Base
 from cluster.consensus.messages import (
     SnapshotAsk,
     SnapshotChunk,
@@ -23,7 +24,9 @@ from cluster.consensus.messages import (
     encode,
 )
 from cluster.consensus.snapshots import CHUNK_BYTES, SnapshotFailed, SnapshotReceiver, SnapshotSender, Taken
+from cluster.membership import Configuration
 
+NOBODY = Base(0, Configuration(0, []))
 SEGMENT = "segments/ledger-2026-01-01.seg"
 
 
@@ -99,6 +102,7 @@ class Road:
             send=self.to_replica,
             term=lambda: 3,
             term_at=lambda _index: 2,
+            base_at=lambda _index: NOBODY,
             usable=lambda index: index >= self.first_index,
             hold=self.held.append,
             buffered=lambda _member: 0,
@@ -367,10 +371,10 @@ def test_a_copy_that_is_gone_is_followed_by_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "offer",
     [
-        SnapshotOffer(2, "a" * 32, 5, 1, []),
-        SnapshotOffer(3, "../../x", 5, 1, []),
+        SnapshotOffer(2, "a" * 32, 5, 1, [], NOBODY),
+        SnapshotOffer(3, "../../x", 5, 1, [], NOBODY),
         *(
-            SnapshotOffer(3, "a" * 32, 5, 1, [SnapshotFile(name, size, b"", hashed)])
+            SnapshotOffer(3, "a" * 32, 5, 1, [SnapshotFile(name, size, b"", hashed)], NOBODY)
             for name, size, hashed in (
                 ("../x", 1, 1),
                 ("/etc/passwd", 1, 1),
@@ -381,7 +385,7 @@ def test_a_copy_that_is_gone_is_followed_by_another(tmp_path: Path) -> None:
                 ("data.mdb", 1, 2),
             )
         ),
-        SnapshotOffer(3, "a" * 32, 5, 1, [SnapshotFile("x", 1, b"", 1), SnapshotFile("x", 1, b"", 1)]),
+        SnapshotOffer(3, "a" * 32, 5, 1, [SnapshotFile("x", 1, b"", 1), SnapshotFile("x", 1, b"", 1)], NOBODY),
     ],
 )
 def test_bad_offers_are_refused(tmp_path: Path, offer: SnapshotOffer) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.consensus.journal import JournalRefused, Put, Vote
+from cluster.consensus.journal import Base, JournalRefused, Put, Vote
 from cluster.consensus.messages import SnapshotFile, SnapshotOffer
 from cluster.consensus.snapshots import SnapshotFailed, Taken, sha256_of
 from cluster.consensus.storage import LmdbStorage, start_after
+from cluster.membership import Configuration
 from node.install import Install, InstallFailed, decide, finish
 from node.snapshots import Snapshots
 from statemachine.machine import Machine
@@ -20,6 +21,7 @@ from statemachine.store_files import StoreError
 from tests.node.install_child import INDEX, STAGED, TERM
 from tests.statemachine.store.log import make_log
 
+NOBODY = Base(0, Configuration(0, []))
 STEPS = [
     "before the wish",
     "after the wish",
@@ -129,15 +131,15 @@ def test_a_log_that_has_the_entry_is_kept(tmp_path: Path) -> None:
     """Raft's rule: what follows a snapshot's last entry was acknowledged, and stays."""
     data_dir = member(tmp_path)
     where = {"cluster_id": "c1", "member": "m2"}
-    assert start_after(data_dir / "journal", 33, 1, **where) is False
+    assert start_after(data_dir / "journal", 33, 1, None, **where) is False
     journal = journal_of(data_dir)
     assert journal.load(tail_bytes_max=0).last_index == 35
     journal.close()
-    assert start_after(data_dir / "journal", 33, 2, **where) is True
+    assert start_after(data_dir / "journal", 33, 2, None, **where) is True
     # Twice is once; and what is committed here is not exchanged for another's entry.
-    assert start_after(data_dir / "journal", 33, 2, **where) is False
+    assert start_after(data_dir / "journal", 33, 2, None, **where) is False
     with pytest.raises(JournalRefused, match="committed up to 33"):
-        start_after(data_dir / "journal", 32, 2, **where)
+        start_after(data_dir / "journal", 32, 2, None, **where)
 
 
 # -- what a node makes of its store -----------------------------------------------------------------
@@ -153,7 +155,7 @@ def take(store: Store, folder: Path, **options: int) -> tuple[Taken, list[int]]:
 
 
 def offer(taken: Taken, index: int | None = None) -> SnapshotOffer:
-    return SnapshotOffer(1, "a" * 32, taken.index if index is None else index, 1, taken.files)
+    return SnapshotOffer(1, "a" * 32, taken.index if index is None else index, 1, taken.files, NOBODY)
 
 
 @pytest.fixture
