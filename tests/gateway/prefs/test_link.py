@@ -1,0 +1,226 @@
+"""Two sites over real TLS: cut, healed, restarted, wiped, rolled back, and whom they do not talk to."""
+
+import asyncio
+import shutil
+import ssl
+from pathlib import Path
+
+import pytest
+
+from cluster.certificates import client_context, make_all, tls_files
+from gateway.prefs.alert import Condition, Terms
+from gateway.prefs.crdt import EMPTY, with_fields
+from gateway.prefs.errors import StoreFull
+from gateway.prefs.hlc import CLOCK_AHEAD_MS_MAX, Stamp, wall_ms
+from gateway.prefs.link import certificate_name
+from gateway.prefs.store import Writing
+from gateway.prefs.sync import FRAME_BYTES_MAX
+from tests.cluster.engines import until
+from tests.gateway.prefs.sites import Pair, Side, speak
+
+ABOVE = Terms("AAPL", Condition.above, price_e9=200)
+
+
+async def test_a_write_is_at_the_other_site_in_a_moment(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        await pair.a.prefs.change("ann", {"language": "de", "email": "ann@example.com"})
+        assert await until(pair.equal) < 1.0
+        assert pair.b.prefs.preferences("ann").email == "ann@example.com"
+        await pair.b.prefs.put_alert("ann", "x", ABOVE)
+        await until(pair.equal)
+        assert [alert.alert_id for alert in pair.a.prefs.alerts("ann")] == ["x"]
+        await pair.a.prefs.remove_alert("ann", "x")
+        await until(pair.equal)
+        assert pair.b.prefs.alerts("ann") == []
+        await until(lambda: pair.a.links.status()["dc-b"]["waiting"] == 0)
+
+
+async def write_on(side: Side, wrote: dict[str, str], seconds: float) -> None:
+    """New users, and users that both sides write, until the time is up."""
+    end = asyncio.get_running_loop().time() + seconds
+    number = 0
+    while asyncio.get_running_loop().time() < end:
+        user, name = f"{side.site}-{number}", f"Bull {side.site} {number}"
+        await side.prefs.change(user, {"leaderboard_name": name})
+        await side.prefs.put_alert("shared", f"{side.site}-{number % 40}", ABOVE)
+        await side.prefs.change("shared", {"leaderboard_name": name})
+        wrote[user] = name
+        number += 1
+        await asyncio.sleep(0.01)
+
+
+async def test_a_cut_with_writes_on_both_sides_loses_nothing_and_heals_within_5_s(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        pair.cut.cut = True
+        wrote: dict[str, str] = {}
+        await asyncio.gather(write_on(pair.a, wrote, 3.0), write_on(pair.b, wrote, 3.0))
+        assert not pair.a.linked
+        assert not pair.b.linked
+        assert pair.a.store.document("dc-b-0") == EMPTY
+        assert not pair.equal()
+        pair.cut.cut = False
+        assert await until(pair.equal, within=5.0) < 5.0
+        for side in (pair.a, pair.b):
+            found = {user: side.prefs.preferences(user).leaderboard_name for user in wrote}
+            assert found == wrote
+            assert len(side.prefs.alerts("shared")) == 80
+        assert len(wrote) > 100
+
+
+async def test_a_site_without_its_disk_is_filled_and_its_old_writes_come_back(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        for number in range(50):
+            await pair.a.prefs.put_alert(f"user-{number}", "x", ABOVE)
+        await until(pair.equal)
+        before = pair.a.store.incarnation
+        await pair.a.stop()
+        pair.lose(pair.a)
+        await pair.a.start()
+        await until(lambda: pair.equal() and len(pair.a.store.digests) == 50)
+        assert pair.a.store.incarnation != before
+        # Its first dot under the new name is not taken for the one that the peer has seen.
+        await pair.a.prefs.put_alert("user-7", "y", ABOVE)
+        await until(pair.equal)
+        assert [alert.alert_id for alert in pair.b.prefs.alerts("user-7")] == ["x", "y"]
+
+
+async def test_a_disk_that_is_an_old_copy_does_not_reuse_its_dots(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        await pair.a.prefs.put_alert("ann", "x", ABOVE)
+        await until(pair.equal)
+        await pair.a.stop()
+        shutil.copytree(pair.a.folder, tmp_path / "copy")
+        await pair.a.start()
+        before = pair.a.store.incarnation
+        await pair.linked()
+        await pair.a.prefs.put_alert("ann", "y", ABOVE)
+        await until(pair.equal)
+        await pair.a.stop()
+        pair.lose(pair.a)
+        shutil.copytree(tmp_path / "copy", pair.a.folder)
+        await pair.a.start()
+        await until(lambda: pair.a.store.incarnation != before)
+        await until(pair.equal)
+        assert [alert.alert_id for alert in pair.a.prefs.alerts("ann")] == ["x", "y"]
+
+
+async def test_a_clock_far_ahead_waits_outside_and_the_rest_goes_on(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        ahead = Stamp(wall_ms() + CLOCK_AHEAD_MS_MAX + 600_000, 0, pair.b.store.incarnation)
+
+        def work(writing: Writing) -> None:
+            writing.put("ann", with_fields(writing.document("ann"), {"language": b"\xa2fr"}, ahead))
+
+        await pair.a.prefs.change("ann", {"time_zone": "Europe/Vienna"})
+        await pair.b.store.write(work)
+        await pair.b.prefs.change("ann", {"leaderboard_hidden": True})
+        await until(lambda: pair.a.prefs.preferences("ann").leaderboard_hidden)
+        assert pair.a.prefs.preferences("ann").language == "en"
+        assert pair.a.links.counters["held_back"] >= 1
+        assert pair.a.store.clock.ahead_ms() == 0
+        seen = pair.a.links.counters["documents_merged"]
+        await asyncio.sleep(0.5)
+        # It is not sent back and forth meanwhile.
+        assert pair.a.links.counters["documents_merged"] - seen < 5
+
+
+async def test_the_last_write_wins_though_the_clocks_are_seconds_apart(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        pair.b.ahead_ms = 5_000
+        await pair.b.prefs.change("ann", {"language": "fr"})
+        await until(pair.equal)
+        await pair.a.prefs.change("ann", {"language": "de"})
+        await until(pair.equal)
+        assert pair.b.prefs.preferences("ann").language == "de"
+
+
+async def test_a_full_disk_is_filled_when_there_is_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.prefs.link.FAILED_MS", 200)
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        pair.a.store._free_bytes_min = 1 << 60
+        with pytest.raises(StoreFull):
+            await pair.a.prefs.change("bob", {"language": "de"})
+        await pair.b.prefs.change("ann", {"language": "de"})
+        await until(lambda: pair.a.links.counters["refused_by_disk"] > 0)
+        pair.a.store._free_bytes_min = 0
+        await until(pair.equal)
+        assert pair.a.prefs.preferences("ann").language == "de"
+
+
+async def test_one_document_that_can_not_be_does_not_stop_the_others(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+
+        def work(writing: Writing) -> None:
+            bad = with_fields(EMPTY, {"f" * 40: b""}, writing.clock.next())
+            writing.put("bad", bad)
+            writing.put("good", with_fields(EMPTY, {"language": b"\xa2fr"}, writing.clock.next()))
+
+        await pair.b.store.write(work)
+        await until(lambda: pair.a.prefs.preferences("good").language == "fr")
+        await until(lambda: pair.a.links.counters["refused_documents"] >= 1)
+        assert pair.a.linked
+
+
+# -- strangers -------------------------------------------------------------------------------------
+
+
+async def test_only_the_named_site_of_this_cluster_is_heard(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        port, name = pair.ports["dc-a"], certificate_name("dc-a")
+        junk = b"\x00\x00\x00\x01\xc1"
+        assert await speak(port, None, name, junk) == b""
+
+        without = ssl.create_default_context(cafile=str(pair.tls("dc-a").ca))
+        assert await speak(port, without, name, junk) == b""
+
+        # Its own certificate, or one of a site that is no peer: a good signature is not enough.
+        for site in ("dc-a", "dc-c"):
+            counted = pair.a.links.counters["refused_stranger"]
+            assert await speak(port, client_context(pair.tls(site)), name, junk) == b""
+            assert pair.a.links.counters["refused_stranger"] == counted + 1
+
+        make_all(tmp_path / "foreign", "c", [certificate_name("dc-b")])
+        foreign = client_context(tls_files(tmp_path / "foreign", certificate_name("dc-b")))
+        foreign.check_hostname = False
+        foreign.verify_mode = ssl.CERT_NONE
+        assert await speak(port, foreign, name, junk) == b""
+        assert pair.a.linked
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\x00\x00\x00\x01\xc1",
+        (FRAME_BYTES_MAX + 1).to_bytes(4, "big"),
+        b"\x00\x00\x00\x04\x92\x06\x91\xa1",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+)
+async def test_garbage_ends_a_link_and_nothing_else(said: bytes, tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        context = client_context(pair.tls("dc-b"))
+        refused = pair.a.links.counters["refused_link"]
+        await speak(pair.ports["dc-a"], context, certificate_name("dc-a"), said)
+        assert pair.a.links.counters["refused_link"] == refused + 1
+        await pair.b.prefs.change("ann", {"language": "de"})
+        await until(pair.equal)
+
+
+async def test_another_cluster_is_refused(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        await pair.b.stop()
+        pair.lose(pair.b)
+        await pair.b.start(cluster_id="other")
+        await until(lambda: pair.a.links.counters["refused_link"] > 0)
+        assert not pair.a.linked
