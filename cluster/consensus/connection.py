@@ -42,16 +42,18 @@ class Connection(asyncio.Protocol):
     """One TLS stream. It delivers only after a good hello, and only while it is its peer's newest.
 
     dialed: the member that was dialed, None for an accepted stream. named: whom the certificate names.
+    generation: of the identity that was shown; see Identity.
     settled: it was greeted, or it is gone.
     """
 
-    def __init__(self, home: Home, dialed: str | None) -> None:
+    def __init__(self, home: Home, dialed: str | None, generation: int) -> None:
         self._home = home
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._later: deque[tuple[float, bytes]] = deque()
         self._ended = False
         self.dialed = dialed
+        self.generation = generation
         self.peer: Peer | None = None
         self.named: str | None = None
         self.opened_at = time.monotonic()

@@ -20,7 +20,7 @@ def no_delay(connected: socket.socket) -> None:
 class Listener:
     """Accepts strangers and hands them on once their certificate is known to be good.
 
-    protocol: makes what takes the stream. tls: the context of the next handshake.
+    welcome: the context of the next handshake, and what takes the stream after it.
     room: how many may be in a handshake at once.
     """
 
@@ -28,14 +28,12 @@ class Listener:
         self,
         address: tuple[str, int],
         *,
-        protocol: Callable[[], asyncio.Protocol],
-        tls: Callable[[], ssl.SSLContext],
+        welcome: Callable[[], tuple[ssl.SSLContext, asyncio.Protocol]],
         room: Callable[[], int],
         counters: Counter[str],
     ) -> None:
         self._address = address
-        self._protocol = protocol
-        self._tls = tls
+        self._welcome = welcome
         self._room = room
         self._counters = counters
         self._sockets: set[socket.socket] = set()  # accepted, not yet through the handshake
@@ -96,15 +94,16 @@ class Listener:
             return
         accepted.setblocking(False)
         self._sockets.add(accepted)
-        task = loop.create_task(self._welcome(accepted))
+        task = loop.create_task(self._handshake(accepted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _welcome(self, accepted: socket.socket) -> None:
+    async def _handshake(self, accepted: socket.socket) -> None:
         try:
             no_delay(accepted)
+            tls, protocol = self._welcome()
             async with asyncio.timeout(HANDSHAKE_SECONDS):
-                await asyncio.get_running_loop().connect_accepted_socket(self._protocol, accepted, ssl=self._tls())
+                await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, accepted, ssl=tls)
         except Exception as error:
             # Whatever a stranger does to the handshake, it is a refusal and nothing more.
             self._counters["refused_handshake"] += 1

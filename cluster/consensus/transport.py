@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
+from cluster.certificates import MemberContext
 from cluster.consensus.connection import Connection
+from cluster.consensus.identity import Identity
 from cluster.consensus.listener import HANDSHAKE_SECONDS, Listener, no_delay
 from cluster.consensus.messages import PROTOCOL_VERSION, Application, Hello, Message, Ping
 from cluster.consensus.peers import Peer, steady_us
@@ -20,6 +22,8 @@ from cluster.topology import Timing
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 0.02
+LOOK_SECONDS = 2.0
+"""How often the certificate files are looked at, and how far apart links are made anew with new ones."""
 NOT_A_MEMBER_PREFIX = "gateway-"
 """Our authority signs such certificates too, for clients of the API. No member has such a name."""
 
@@ -63,8 +67,8 @@ class Links:
         cluster_id: str,
         listen: tuple[str, int],
         dial: Mapping[str, tuple[str, int]],
-        server_tls: ssl.SSLContext,
-        client_tls: ssl.SSLContext,
+        server_tls: MemberContext,
+        client_tls: MemberContext,
         timing: Timing,
         limits: Limits,
         delay_ms: dict[str, float],
@@ -78,8 +82,8 @@ class Links:
         self.counters: Counter[str] = Counter()
         self.delay_seconds = {name: ms / 1000 for name, ms in delay_ms.items() if ms > 0}
         self._cluster_id = cluster_id
-        self._server_tls = server_tls
-        self._client_tls = client_tls
+        self._identity = Identity(member, server_tls, client_tls, self.counters)
+        self._renewed: Peer | None = None
         self._timing = timing
         self._limits = limits
         self._incarnation = random.SystemRandom().getrandbits(63)
@@ -88,8 +92,7 @@ class Links:
         self._dialing: dict[str, asyncio.Task[None]] = {}
         self._listener = Listener(
             listen,
-            protocol=lambda: Connection(self, None),
-            tls=lambda: self._server_tls,
+            welcome=lambda: (self._identity.server, Connection(self, None, self._identity.generation)),
             room=self._room_for_strangers,
             counters=self.counters,
         )
@@ -100,6 +103,7 @@ class Links:
         self._listener.start()
         self._started = True
         self._spawn(self._watch())
+        self._spawn(self._keep_certificates())
         for name in self.peers:
             self._keep_dialed(name)
 
@@ -145,14 +149,18 @@ class Links:
         log.info("%s is no peer any more", name)
         if name in self._dialing:
             self._dialing.pop(name).cancel()
-        connection, peer.connection = peer.connection, None
+        self._let_go(peer)
         for other in list(self._open):
             # What was dialed and has not been greeted belongs to nobody any more.
-            if other.dialed == name and other is not connection:
+            if other.dialed == name and other.peer is None:
                 other.abort()
+
+    def _let_go(self, peer: Peer) -> None:
+        """Close its link after what was sent has left."""
+        connection, peer.connection = peer.connection, None
         if connection is not None:
             connection.close()
-            self.receiver.link_down(name)
+            self.receiver.link_down(peer.name)
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -204,8 +212,15 @@ class Links:
 
     def opened(self, connection: Connection) -> bool:
         name = connection.named or ""
-        if name == self.member or name.startswith(NOT_A_MEMBER_PREFIX):
+        if name == self.member:
             connection.refuse("refused_name", f"its certificate names {name!r}")
+            return False
+        if name.startswith(NOT_A_MEMBER_PREFIX):
+            # Closed and not cut: so whoever rotates certificates can see that this one is trusted here.
+            log.info("closed: %s came with a good certificate, but is no member", name)
+            self.counters["refused_name"] += 1
+            self._open.add(connection)
+            connection.close()
             return False
         if self._stopping or (connection.dialed is not None and name not in self.peers):
             # Whom we dialed is no peer any more.
@@ -294,10 +309,11 @@ class Links:
     async def _dial_once(self, peer: Peer) -> None:
         """Dial and wait for the other's hello, or for the end."""
         name, (host, port) = peer.name, peer.address
+        identity, generation = self._identity, self._identity.generation
         try:
             async with asyncio.timeout(min(HANDSHAKE_SECONDS, self._timing.link_silent_ms_max / 1000)):
                 transport, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self, name), host, port, ssl=self._client_tls, server_hostname=name
+                    lambda: Connection(self, name, generation), host, port, ssl=identity.client, server_hostname=name
                 )
         except (OSError, TimeoutError) as error:
             if isinstance(error, ssl.SSLError):
@@ -326,6 +342,33 @@ class Links:
                         connection.refuse("silent", f"silent for {(now - heard_at) * 1000:.0f} ms")
                 elif peer is not None:
                     connection.write(Ping(steady_us()))
+
+    async def _keep_certificates(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))
+            await self._identity.look()
+            await self._renew_a_link()
+
+    async def _renew_a_link(self) -> None:
+        """Make one link anew that was made with older certificates, once the one before is back.
+
+        So an old certificate does not live on in a link, and certificates that others refuse cost one link and no more.
+        """
+        before = self._renewed
+        if before is not None and before.connection is None and self.peers.get(before.name) is before:
+            self.counters["renewals_waiting"] += 1
+            return
+        for peer in self.peers.values():
+            if peer.connection is None or peer.connection.generation == self._identity.generation:
+                continue
+            self.counters["link_renewals"] += 1
+            self._renewed = peer
+            if self.member > peer.name:
+                # The old link stays until the new one is greeted.
+                await self._dial_once(peer)
+            else:
+                self._let_go(peer)
+            return
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import TracebackType
 
-from cluster.certificates import client_context, make_all, server_context, tls_files
+from cluster.certificates import TlsFiles, client_context, make_all, server_context, tls_files
 from cluster.consensus.messages import Application, Message
 from cluster.consensus.settings import Limits
 from cluster.consensus.transport import Links
@@ -68,9 +68,9 @@ class Ends:
     def of(self, *names: str) -> dict[str, tuple[str, int]]:
         return {name: self.addresses[name] for name in names}
 
-    def make(self, name: str, *peers: str) -> End:
+    def make(self, name: str, *peers: str, tls: TlsFiles | None = None) -> End:
         end = self.ends[name] = End()
-        files = tls_files(self.certs, name)
+        files = tls or tls_files(self.certs, name)
         end.links = Links(
             member=name,
             cluster_id=CLUSTER_ID,
@@ -85,7 +85,7 @@ class Ends:
         )
         return end
 
-    async def start(self, name: str, *peers: str) -> End:
-        end = self.make(name, *peers)
+    async def start(self, name: str, *peers: str, tls: TlsFiles | None = None) -> End:
+        end = self.make(name, *peers, tls=tls)
         await end.links.start()
         return end
