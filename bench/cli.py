@@ -15,7 +15,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import cases, cluster_cases, datasets, fit, hardening_case, lobster, pause_case, transfer_case
+from bench import (
+    cases,
+    cluster_cases,
+    datasets,
+    fit,
+    hardening_case,
+    lobster,
+    membership_case,
+    pause_case,
+    transfer_case,
+)
 from bench.generator import Market as MadeUpMarket
 from bench.lobster import LobsterError
 from bench.report import Report, as_json, print_report
@@ -36,6 +46,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "kill": cluster_cases.kill,
     "pause": pause_case.pause,
     "transfer": transfer_case.transfer,
+    "membership": membership_case.membership,
     "hardening": hardening_case.hardening,
     "store-start": cases.store_start,
     "disk": cluster_cases.disk,
@@ -48,6 +59,7 @@ OPTIONS = {
     "kill": {"kills", "rate_per_s", "seed", "path"},
     "pause": {"pause_s", "rounds", "rate_per_s"},
     "transfer": {"transfers", "by", "rate_per_s", "seed", "path"},
+    "membership": {"commands", "rate_per_s", "seed", "path"},
     "hardening": {"seconds", "rounds", "variants", "seed", "path"},
     "store-start": {"accounts"},
     "disk": {"commands", "seed", "path"},

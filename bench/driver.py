@@ -88,6 +88,8 @@ class Driver:
         self.seconds = 0.0
         self.resent = 0
         """Commands that the client library sent again."""
+        self.late_max_ms = 0.0
+        """With a rate: the furthest that sending itself fell behind its schedule."""
         self._stopping = False
         self.filled = 0
         """Orders that traded on entry, in part at least."""
@@ -125,7 +127,9 @@ class Driver:
                 if not taken:
                     self._room.release()
                     break
-                due = began + sent / self._rate_per_s if self._rate_per_s else time.monotonic()
+                now = time.monotonic()
+                due = began + sent / self._rate_per_s if self._rate_per_s else now
+                self.late_max_ms = max(self.late_max_ms, (now - due) * 1e3)
                 sent += len(taken)
                 group.create_task(self._send(stream, taken, due))
                 if self._rate_per_s:

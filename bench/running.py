@@ -48,6 +48,11 @@ class Running:
         self.members = members_of(self.folder.topology_path)
         self._key = self.folder.token_key.read_text("utf-8")
 
+    def look_again(self) -> None:
+        """The topology changed: clients that are made from now on know its members."""
+        self.launcher.look_again()
+        self.members = members_of(self.folder.topology_path)
+
     @property
     def replicas(self) -> list[str]:
         return [member.name for member in self.members if not member.witness]

@@ -14,7 +14,17 @@ from typing import Any
 import uvloop
 from pysyncobj import SyncObj, SyncObjConf, replicated
 
-from cluster.consensus.engine import EngineStatus, NoLeader, NotLeader, PeerStatus, Role
+from cluster.consensus.engine import (
+    ChangeRefused,
+    Engine,
+    EngineStatus,
+    GroupStatus,
+    NoLeader,
+    NotLeader,
+    PeerStatus,
+    Role,
+)
+from cluster.membership import Change, first_configuration
 from cluster.topology import Member, MemberRole
 from node import app
 from node.config import NodeConfig, read_config
@@ -107,6 +117,12 @@ class StockEngine:
     async def transfer_leadership(self, target: str | None, *, timeout_ms: int) -> bool:
         return False
 
+    async def change_membership(self, change: Change, *, timeout_ms: int) -> GroupStatus:
+        raise ChangeRefused("not here")
+
+    def group(self) -> GroupStatus:
+        return GroupStatus(0, True, first_configuration(self._config.topology))
+
     def set_stored_index(self, index: int) -> None:
         self._stored_index = index
 
@@ -161,7 +177,7 @@ def _address(member: Member) -> str:
     return f"{member.peer_host}:{member.peer_port}"
 
 
-def make_engine(config: NodeConfig) -> Any:
+def make_engine(config: NodeConfig) -> Engine:
     return StockEngine(config)
 
 

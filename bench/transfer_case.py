@@ -121,6 +121,7 @@ async def _transfers(
         Figure("sent again by the client library", driver.resent),
         *_latency("latency around a hand-over", around),
         *_latency("latency at other times", quiet),
+        Figure("the sender's own worst lateness", driver.late_max_ms, "ms"),
         Figure("requests", driver.answered),
     ]
 
