@@ -195,7 +195,7 @@ def _stamped(path: Path) -> Iterator[Frame]:
             # The snapshot does not name its symbol; these files have one each.
             yield Frame(int(stamp) // 1000, data, symbol)
             continue
-        if not symbol and (found := re.search(rb'"s":"([^"]+)"', data)):
+        if not symbol and (found := re.search(rb'"s": ?"([^"]+)"', data)):
             symbol = found[1].decode()
         yield Frame(int(stamp) // 1000, data)
 
