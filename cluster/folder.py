@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 from cluster.topology import (
+    GATEWAY_PREFIX,
     TIEBREAKER_SITE,
     InvalidTopology,
     Member,
@@ -144,7 +145,9 @@ def create(root: Path, *, shape: str = "1+1+1", base_port: int = 7700) -> Topolo
     folder = ClusterFolder(root)
     for part in ("members", "keys", "certs", "data", "log", "run"):
         (root / part).mkdir(parents=True, exist_ok=True)
-    make_all(folder.certs, topology.cluster_id, [member.name for member in topology.members])
+    sites = dict.fromkeys(member.site for member in topology.members if member.site != TIEBREAKER_SITE)
+    gateways = [f"{GATEWAY_PREFIX}{site}" for site in sites]
+    make_all(folder.certs, topology.cluster_id, [*(member.name for member in topology.members), *gateways])
     _make_keys(folder)
     for member in topology.members:
         folder.config(member.name).write_text(MEMBER_TOML.format(name=member.name), encoding="utf-8")

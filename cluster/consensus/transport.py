@@ -17,15 +17,13 @@ from cluster.consensus.listener import HANDSHAKE_SECONDS, Listener, no_delay
 from cluster.consensus.messages import PROTOCOL_VERSION, Application, Hello, Message, Ping
 from cluster.consensus.peers import Peer, steady_us
 from cluster.consensus.settings import Limits
-from cluster.topology import Timing
+from cluster.topology import GATEWAY_PREFIX, Timing
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 0.02
 LOOK_SECONDS = 2.0
 """How often the certificate files are looked at, and how far apart links are made anew with new ones."""
-NOT_A_MEMBER_PREFIX = "gateway-"
-"""Our authority signs such certificates too, for clients of the API. No member has such a name."""
 
 
 class Receiver(Protocol):
@@ -215,7 +213,7 @@ class Links:
         if name == self.member:
             connection.refuse("refused_name", f"its certificate names {name!r}")
             return False
-        if name.startswith(NOT_A_MEMBER_PREFIX):
+        if name.startswith(GATEWAY_PREFIX):
             # Closed and not cut: so whoever rotates certificates can see that this one is trusted here.
             log.info("closed: %s came with a good certificate, but is no member", name)
             self.counters["refused_name"] += 1

@@ -9,6 +9,7 @@ from cluster.client import Client
 from cluster.topology import MemberRole, Standing
 from cluster.wire import ClusterMember, ClusterView
 from node.cli import joining
+from node.cli.certificates import rotate_certificates
 from node.cli.cluster import cluster, complete_member
 from node.cli.output import print_json, print_table, say
 from node.cli.session import CliError, Session, connected
@@ -19,6 +20,8 @@ NewName = Annotated[
 ]
 Peer = Annotated[str, typer.Option("--peer", metavar="HOST:PORT", help="Where other members find it.")]
 Api = Annotated[str, typer.Option("--api", metavar="HOST:PORT", help="Where clients find it.")]
+
+cluster.command("rotate-certificates")(rotate_certificates)
 
 
 @connected(cluster, "transfer")
