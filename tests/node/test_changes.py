@@ -45,6 +45,7 @@ class Group:
         self.configuration = SoloEngine("dc-a", ("dc-b", "dc-c", "tiebreaker")).configuration
         self.dies_after_logging = False
         self.takes_s = 0.0
+        self.at_once = self.at_once_max = 0
         self.refuses = False
         self.lag = dict.fromkeys(MEMBERS, 0)
         self.gone: set[str] = set()
@@ -85,7 +86,10 @@ class Engine(SoloEngine):
 
     async def transfer_leadership(self, target: str | None, *, timeout_ms: int) -> bool:
         self.all.handed_over.append((self.member, target))
+        self.all.at_once += 1
+        self.all.at_once_max = max(self.all.at_once_max, self.all.at_once)
         await asyncio.sleep(self.all.takes_s)
+        self.all.at_once -= 1
         if self.all.refuses:
             return False
         self.all.leads(target)
@@ -256,6 +260,7 @@ def test_many_at_once_are_one_after_the_other() -> None:
         assert [view.leader for view in found] == ["dc-b"] * 4 + ["dc-c"] * 4
         # However often it was asked for, leadership moved once per change of mind.
         assert all(source != target for source, target in group.handed_over)
+        assert group.at_once_max == 1
 
     run(talk)
 
@@ -369,12 +374,15 @@ def test_a_bug_in_a_leader_is_not_told_as_a_refusal() -> None:
     run(talk)
 
 
-def test_too_many_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", [("dc-a", "dc-a", "dc-a"), ("dc-b", "dc-b", "dc-c")])
+def test_too_many_are_turned_away(asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the member that is asked, and by a leader that many ask."""
+
     async def talk(group: Group) -> None:
         group.takes_s = 0.2
         monkeypatch.setattr(changes, "WAITING_MAX", 2)
-        asked = [word(group.changes["dc-b"].transfer("dc-c", timeout_ms=2_000)) for _ in range(3)]
-        assert sorted(await asyncio.gather(*asked)) == ["dc-c", "dc-c", "overloaded"]
+        waiting = [word(group.changes[name].transfer("dc-c", timeout_ms=2_000)) for name in asked]
+        assert sorted(await asyncio.gather(*waiting)) == ["dc-c", "dc-c", "overloaded"]
 
     run(talk)
 
