@@ -23,8 +23,9 @@ from gateway.feeds.ticks import CROSSED, E9_MAX, SUSPECT, BookDiff, BookSnapshot
 from tests.gateway.feeds import frames
 from tests.gateway.feeds.frames import NOW_US, kinds, quotes, recorded, trades
 
-BIDS = [("100.0", "1.0"), ("99.5", "2.0")]
-ASKS = [("101.0", "1.0"), ("102.5", "2.0")]
+# Eight decimals, as Kraken's checksums want them.
+BIDS = [("100.0", "1.00000000"), ("99.5", "2.00000000")]
+ASKS = [("101.0", "1.00000000"), ("102.5", "2.00000000")]
 ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -138,7 +139,7 @@ def test_the_frames_that_are_changed_below_are_good_ones(name: str) -> None:
         handler = start()
         ticks = handler.fetched("BTCUSDT", frame, NOW_US) if b"lastUpdateId" in frame else handler.feed(frame, NOW_US)
         assert ticks
-        assert handler.counts.bad == {}
+        assert (handler.counts.bad, handler.counts.gaps) == ({}, 0)
 
 
 @pytest.mark.parametrize("name", STARTS)

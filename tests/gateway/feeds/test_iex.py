@@ -110,11 +110,9 @@ def test_another_version_is_refused(handler: IexTops) -> None:
 def test_the_recorded_capture_is_read_whole() -> None:
     recording = open_recording(recorded("iex/TOPS16.pcapng.gz"))
     found_quotes = found_trades = crossed = 0
-    symbols = set()
+    symbols: set[str] = set()
     for _, ticks in recording.batches():
-        symbols.update(
-            tick.symbol for tick in ticks if not isinstance(tick, type(None)) and getattr(tick, "symbol", "")
-        )
+        symbols.update(tick.symbol for tick in ticks if tick.symbol)
         found_trades += len(trades(ticks))
         for quote in quotes(ticks):
             found_quotes += 1
