@@ -55,6 +55,17 @@ REQUIRED = (
     "repeats",
     "timeouts",
     "refused",
+    "changed_add",
+    "changed_promote",
+    "changed_demote",
+    "changed_remove",
+    "change_not_yet",
+    "change_refused",
+    "configurations_truncated",
+    "demoted_away",
+    "promoted_back",
+    "retired",
+    "campaigns_of_removed",
 )
 """What must have happened in a batch of the hardened engine; where one is zero the batch proves nothing."""
 

@@ -4,7 +4,9 @@ from collections import Counter
 from typing import Any, Protocol
 
 from chaos.sim.disk import NO_OP, Disk
+from cluster.consensus.journal import CONFIGURATION
 from cluster.consensus.messages import Append, AppendReply, PreVote, RequestVote, Vote
+from cluster.membership import Configuration, decode
 from cluster.topology import MemberRole
 
 MONEY_EVERY = 16
@@ -48,17 +50,26 @@ class Watched(Protocol):
     core: Any
     lost_disks: list[Disk]
     must_hold: int
+    first: Configuration
 
 
 class Shadow:
-    """What was seen of one member: the terms of its log by index, and how far it had committed."""
+    """What was seen of one member: the terms of its log by index, and how far it had committed.
 
-    __slots__ = ("committed", "led", "terms")
+    configurations: those of its log, by index; the first is what held before them.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("committed", "configurations", "led", "terms")
+
+    def __init__(self, first: Configuration) -> None:
         self.terms: list[int] = [0]
         self.committed = 0
         self.led = 0
+        self.configurations: list[tuple[int, Configuration]] = [(0, first)]
+
+    @property
+    def in_force(self) -> Configuration:
+        return self.configurations[-1][1]
 
 
 class Checks:
@@ -79,20 +90,23 @@ class Checks:
         self.committed_in: list[int] = [0]  # by index: the term in which it was first committed
         self.applied: dict[int, bytes] = {}  # index -> payload
         self.digests: dict[int, bytes] = {}
-        self.quorum = 0
+        self.initial: Configuration | None = None
+        self.configurations: list[tuple[int, Configuration]] = []  # that were committed, by index
         self.witnesses: set[str] = set()
 
     def join(self, member: Watched) -> None:
         self.members[member.name] = member
-        self.shadows[member.name] = Shadow()
-        self.quorum = len(self.members) // 2 + 1
+        self.initial = self.initial or member.first
+        self.shadows[member.name] = Shadow(member.first)
         if member.role is MemberRole.witness:
             self.witnesses.add(member.name)
 
     def started(self, member: Watched) -> None:
         """A member came back: everything that it has is looked at anew."""
-        self.shadows[member.name] = Shadow()
+        self.shadows[member.name] = Shadow(member.first)
         self.after(member)
+        if self.durable:
+            self._in_force(member, self.shadows[member.name])
 
     def after(self, member: Watched) -> None:
         """An event of this living member ended. Raises Violation."""
@@ -102,7 +116,7 @@ class Checks:
         journal = core.journal
         last = journal.last_index
         if last != len(terms) - 1 or (last and journal.entry(last)[2] != terms[-1]):
-            self._log_changed(member.name, shadow, journal)
+            self._log_changed(member, shadow, journal)
         commit = core.commit_index
         if commit > shadow.committed:
             self._commit_moved(member, shadow, commit)
@@ -111,8 +125,8 @@ class Checks:
 
     # -- the log ---------------------------------------------------------------------------------
 
-    def _log_changed(self, name: str, shadow: Shadow, journal: Log) -> None:
-        terms = shadow.terms
+    def _log_changed(self, member: Watched, shadow: Shadow, journal: Log) -> None:
+        name, terms = member.name, shadow.terms
         first, last = journal.first_index, journal.last_index
         fresh = []
         index = last
@@ -131,12 +145,25 @@ class Checks:
         if len(terms) - 1 > kept:
             self.counters["truncated_entries"] += len(terms) - 1 - kept
             del terms[kept + 1 :]
+        configurations = shadow.configurations
+        changed = configurations[-1][0] > kept
+        while configurations[-1][0] > kept:
+            self.counters["configurations_truncated"] += 1
+            configurations.pop()
+        if first > 1 and kept < first:
+            # The log begins anew. Whatever it does not hold was committed, configurations too.
+            newest = max((known for known in self.configurations if known[0] <= first), default=configurations[-1])
+            configurations[-1] = max(newest, configurations[-1], key=lambda known: known[0])
+            changed = True
         for command, index, term in reversed(fresh):
             terms.extend([0] * (index - len(terms)))
             before = terms[index - 1] if index > first else 0
             if term < before:
                 raise Violation("log_matching", f"{name} has term {term} at {index} after term {before}")
             terms.append(term)
+            if command[:1] == CONFIGURATION and self.durable and index > configurations[-1][0]:
+                changed = True
+                self._configured(member, shadow, index, term, decode(command[1:]))
             if self.durable and command[:1] != NO_OP and self.leaders.get(term) in self.witnesses:
                 raise Violation("witness_takes_nothing", f"{name} has a command at {index} of a witness's term {term}")
             if index == first:
@@ -148,6 +175,48 @@ class Checks:
                 raise Violation(
                     "log_matching", f"{name} has term {before} before {index} of term {term}, not {known[0]}"
                 )
+        if changed and self.durable:
+            self._in_force(member, shadow)
+
+    # -- who the members are ---------------------------------------------------------------------
+
+    def _configured(self, member: Watched, shadow: Shadow, index: int, term: int, after: Configuration) -> None:
+        """A configuration came into a log: at most one member and one vote differ, and a leader waits its turn."""
+        core, name = member.core, member.name
+        before_index, before = shadow.configurations[-1]
+        shadow.configurations.append((index, after))
+        names = {m.name for m in before.members} ^ {m.name for m in after.members}
+        votes = before.voters ^ after.voters
+        # A member that was added starts from what it was told, not from the log's beginning.
+        known = before_index or before is self.initial
+        if known and (len(names) > 1 or len(votes) > 1):
+            raise Violation("one_change", f"{name} changes {sorted(names)} and the votes of {sorted(votes)} at {index}")
+        if core.is_leader and term == core.term:
+            if before_index > core.commit_index:
+                raise Violation("one_change", f"{name} changes the members at {index}; {before_index} is not committed")
+            if core.journal.entry(core.commit_index)[2] != term:
+                raise Violation("change_too_early", f"{name} changes the members at {index} before its term committed")
+
+    def removed(self, name: str, *, as_seen_by: str) -> bool:
+        """By the newest configuration that a member knows to be committed."""
+        shadow = self.shadows[as_seen_by]
+        known = [after for index, after in shadow.configurations if index <= shadow.committed]
+        return bool(known) and name in known[-1].removed
+
+    def any_voters(self) -> set[str]:
+        """Whom any living member counts, or the newest committed configuration."""
+        voters = {name for m in self.members.values() if m.alive for name in self.shadows[m.name].in_force.voters}
+        return voters | (self.configurations[-1][1].voters if self.configurations else frozenset())
+
+    def _in_force(self, member: Watched, shadow: Shadow) -> None:
+        """The newest configuration of the log counts, committed or not."""
+        index, configuration = shadow.configurations[-1]
+        if index and member.core.configuration != configuration:
+            raise Violation(
+                "configuration_in_force",
+                f"{member.name} counts {sorted(member.core.configuration.voters)}; its log says "
+                f"{sorted(configuration.voters)} at {index}",
+            )
 
     # -- commits ---------------------------------------------------------------------------------
 
@@ -176,21 +245,36 @@ class Checks:
                 raise Violation("commit_gap", f"{member.name} commits {index}; nobody committed {len(committed)}")
             committed.append((term, command))
             self.committed_in.append(member.core.term)
-            self._newly_committed(member, index, term)
+            self._newly_committed(member, shadow, index, term)
         shadow.committed = commit
 
-    def _newly_committed(self, member: Watched, index: int, term: int) -> None:
+    def _newly_committed(self, member: Watched, shadow: Shadow, index: int, term: int) -> None:
         if self.durable and index > 1:  # each member begins with the same first entry by itself
-            holders = [m.name for m in self.members.values() if self._held_by(m, member, index, term)]
-            if len(holders) < self.quorum:
+            counted = shadow.in_force
+            holders = [name for name in counted.voters if self._held_by(self.members[name], member, index, term)]
+            if len(holders) < counted.quorum:
                 raise Violation(
-                    "durable_majority", f"{member.name} commits {index} of term {term}; on disk only at {holders}"
+                    "durable_majority",
+                    f"{member.name} commits {index} of term {term}; of {sorted(counted.voters)} "
+                    f"it is on disk only at {sorted(holders)}",
                 )
-            if len(holders) == self.quorum:
+            if len(holders) == counted.quorum:
                 self.counters["commits_by_bare_majority"] += 1
+            command = self.committed[index][1]
+            if command[:1] == CONFIGURATION:
+                self._configuration_committed(index, decode(command[1:]))
         for other in self.members.values():
             if other.alive and other.core.is_leader and other.core.term > member.core.term:
                 self._must_have(other, index, term)
+
+    def _configuration_committed(self, index: int, after: Configuration) -> None:
+        before = self.configurations[-1][1] if self.configurations else None
+        self.configurations.append((index, after))
+        self.counters["configurations_committed"] += 1
+        if before is not None and len(after.demoted) > len(before.demoted):
+            self.counters["demoted_away"] += 1
+        if before is not None and set(before.demoted) & after.voters:
+            self.counters["promoted_back"] += 1
 
     @staticmethod
     def _held_by(holder: Watched, committer: Watched, index: int, term: int) -> bool:
@@ -217,9 +301,8 @@ class Checks:
         other = self.leaders.setdefault(term, member.name)
         if other != member.name:
             raise Violation("one_leader", f"{other} and {member.name} lead term {term}")
-        voters = [name for (name, voted), target in self.votes.items() if voted == term and target == member.name]
-        if self.durable and len(voters) < self.quorum:
-            raise Violation("elected_by_majority", f"{member.name} leads term {term} with the votes of {voters}")
+        if self.durable:
+            self._elected(member, shadow.in_force, term)
         self.counters["elections"] += 1
         if member.core.caretaker:
             self.counters["caretakers"] += 1
@@ -227,6 +310,20 @@ class Checks:
             # One that a newer leader committed meanwhile binds only leaders after that one.
             if self.committed_in[index] < term:
                 self._must_have(member, index, self.committed[index][0])
+
+    def _elected(self, member: Watched, counted: Configuration, term: int) -> None:
+        name = member.name
+        if name not in counted.voters:
+            raise Violation(
+                "elected_by_majority", f"{name} leads term {term} and has no vote: {sorted(counted.voters)}"
+            )
+        voters = [one for one in counted.voters if self.votes.get((one, term)) == name]
+        # Who is the only voter asks nobody; its own vote is on its disk before it commits anything.
+        if len(voters) < counted.quorum and counted.voters != {name}:
+            raise Violation(
+                "elected_by_majority",
+                f"{name} leads term {term} with the votes of {sorted(voters)}, of {sorted(counted.voters)}",
+            )
 
     # -- what is applied -------------------------------------------------------------------------
 
@@ -288,7 +385,10 @@ class Checks:
                     )
             case Append():
                 self._term_on_disk(member, message.term)
-            case PreVote() | _:
+            case PreVote():
+                if self.configurations and member.name in self.configurations[-1][1].removed:
+                    self.counters["campaigns_of_removed"] += 1
+            case _:
                 pass
 
     def _votes(self, name: str, term: int, target: str) -> None:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from chaos.sim.chance import Chance
 from chaos.sim.checks import Violation
-from chaos.sim.member import Surroundings
+from chaos.sim.member import Member, Surroundings
 from chaos.sim.model import Model
 from cluster.topology import MemberRole
 from statemachine.codec import Envelope, encode_command
@@ -52,7 +52,6 @@ class Clients:
         self.chance = chance
         self.load = load
         self.names = [f"acc{i}" for i in range(load.accounts)]
-        self.replicas = [m for m in around.members.values() if m.role is MemberRole.replica]
         self.acknowledged: dict[tuple[str, str], Acknowledged] = {}
         self.never: dict[tuple[str, str], None] = {}
         self.reads: list[SeenRead] = []
@@ -62,6 +61,11 @@ class Clients:
         self.stopped = False
         self._keys = 0
         self.clients = [Client(self, number) for number in range(load.clients)]
+
+    def any_replica(self) -> Member:
+        """One that does not lead will do, and so will one that is down, or that was removed and does not know."""
+        members = self.around.members.values()
+        return self.chance.pick([m for m in members if m.role is MemberRole.replica and not m.retired])
 
     def start(self) -> None:
         """The operator lists assets and opens accounts; the traders don't wait for it."""
@@ -158,7 +162,7 @@ class Client:
 
     def _write(self, envelope: Envelope, tries: int) -> None:
         clients, world = self.all, self.all.around.world
-        member = clients.chance.pick(clients.replicas)
+        member = clients.any_replica()
         serial = self.serial
 
         def answered(answer: tuple[int, Words] | None) -> None:
@@ -217,7 +221,7 @@ class Client:
 
     def _read(self, account: str, asset: str) -> None:
         clients, world = self.all, self.all.around.world
-        member = clients.chance.pick(clients.replicas)
+        member = clients.any_replica()
         serial, floor = self.serial, clients.newest_index
 
         def way() -> int:

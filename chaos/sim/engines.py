@@ -8,8 +8,6 @@ import cluster.consensus.raft
 from chaos.sim.disk import DiskCommitter, DiskStorage
 from chaos.sim.member import Core, Engine, Member
 from chaos.sim.stock import Stock
-from cluster.membership import Configuration
-from cluster.topology import Member as TopologyMember
 
 
 class Hardened:
@@ -33,11 +31,10 @@ class Hardened:
             on_failed=member.disk_failed,
             tail_bytes_max=around.tail_bytes_max,
         )
-        first = Configuration(0, [described(one) for one in around.members.values()])
         core: Any = self._raft.RaftCore(
             member.name,
             member.role,
-            first,
+            member.first,
             journal=journal,
             owner=member,
             settings=self._raft.RaftSettings(
@@ -46,15 +43,11 @@ class Hardened:
                 trim_reserve=around.trim_reserve,
                 laggard_entries=around.laggard_entries,
                 laggard_ms=around.laggard_ms,
+                promote_lag=around.promote_lag,
             ),
             applied_index=applied_index,
         )
         return core  # type: ignore[no-any-return]
-
-
-def described(member: Member) -> TopologyMember:
-    """How the topology names a member of the run; nobody dials anybody here."""
-    return TopologyMember(member.name, member.site, member.role, member.name, 1, member.name, 2)
 
 
 def engine_named(name: str) -> Engine:

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from chaos.sim.chance import Chance
 from chaos.sim.member import Member, Surroundings
+from chaos.sim.operators import Operators
 
 TRAPS = (
     "appended",
@@ -18,6 +19,15 @@ TRAPS = (
 )
 """Phases of a member's work in which its power may fail."""
 
+MEMBERSHIP = {
+    "add_learner": 3,
+    "add_read_replica": 1,
+    "demote": 3,
+    "remove": 2,
+    "replace": 3,
+    "two_changes": 3,
+    "change_and_crash": 3,
+}
 KINDS = {
     "cut_leader": 14,
     "cut_group": 8,
@@ -41,13 +51,18 @@ KINDS = {
     "clock_rate": 3,
     "transfer": 8,
     "wipe": 3,
+    **MEMBERSHIP,
 }
 
 LEADER = -1
+NUMBERS = 60  # divisible by every number of members there is
 
 
 class Fault(Struct, frozen=True):
-    """who: numbers of members; LEADER stands for whoever leads when it strikes. lasts_us: how long."""
+    """who: numbers of members, counted round those that there are; LEADER stands for whoever leads when it strikes.
+
+    lasts_us: how long.
+    """
 
     at_us: int
     kind: str
@@ -62,7 +77,6 @@ class Fault(Struct, frozen=True):
 
 def draw_faults(
     chance: Chance,
-    members: int,
     *,
     begin_us: int,
     end_us: int,
@@ -81,20 +95,19 @@ def draw_faults(
         if at_us < calm_until_us or at_us >= end_us:
             continue
         kind = chance.weighted(weights)
-        numbers = list(range(members))
         if kind in ("cut_group", "crash_many"):
-            who = tuple(chance.some(numbers, chance.between(1, members - 1)))
+            who = tuple(chance.some(range(NUMBERS), chance.between(1, NUMBERS - 1)))
         elif kind in ("reset", "clog", "cut_one_way", "duplicate"):
-            pair = chance.some(numbers, 2)
+            pair = chance.some(range(NUMBERS), 2)
             if chance.happens(300):
                 pair[0] = LEADER
             who = (pair[1], pair[0]) if chance.happens(500) else (pair[0], pair[1])
         elif kind in ("cut_leader", "crash_leader", "pause_leader", "transfer"):
             who = (LEADER,)
         elif kind == "crash_all":
-            who = tuple(numbers)
+            who = tuple(range(NUMBERS))
         else:
-            who = (LEADER if chance.happens(300) else chance.below(members),)
+            who = (LEADER if chance.happens(300) else chance.below(NUMBERS),)
         lasts_us = chance.between(1, chance.pick((election_us // 4, election_us, 2 * election_us, 6 * election_us)))
         faults.append(Fault(at_us, kind, who, lasts_us, chance.below(1 << 16)))
     return faults
@@ -103,12 +116,16 @@ def draw_faults(
 class Nemesis:
     """Strikes. Each kind is counted when it really did something."""
 
-    def __init__(self, around: Surroundings, faults: list[Fault], end_us: int) -> None:
+    def __init__(self, around: Surroundings, operators: Operators, faults: list[Fault], end_us: int) -> None:
         self.around = around
+        self.operators = operators
         self.end_us = end_us
-        self.members = list(around.members.values())
         for fault in faults:
             around.world.at(fault.at_us, self.strike, fault)
+
+    @property
+    def members(self) -> list[Member]:
+        return [member for member in self.around.members.values() if not member.retired]
 
     def strike(self, fault: Fault) -> None:
         who = list(dict.fromkeys(self._member(number) for number in fault.who))
@@ -163,12 +180,19 @@ class Nemesis:
                 who[0].set_rate(500_000 + fault.what * 1_000_000 // (1 << 16))
             case "transfer":
                 self._transfer(who[0], fault)
+            case "add_learner" | "add_read_replica" | "demote" | "remove" | "replace" | "two_changes":
+                self.operators.begin(fault.kind, who[0].name, fault.what)
+            case "change_and_crash":
+                self.operators.begin(
+                    fault.kind, who[0].name, fault.what, lambda leader: self._crash_soon(leader, fault)
+                )
             case other:
                 raise ValueError(f"no fault {other!r}")
 
     def _member(self, number: int) -> Member:
         if number != LEADER:
-            return self.members[number]
+            members = self.members
+            return members[number % len(members)]
         leading = [m for m in self.members if m.alive and m.core.is_leader]
         return max(leading, key=lambda m: m.core.term) if leading else self.members[0]
 
@@ -183,6 +207,9 @@ class Nemesis:
         member.crash("power")
         down_us = min(fault.lasts_us, self.end_us - self.around.world.now_us)
         self.around.world.at(max(1_000, down_us), member.start)
+
+    def _crash_soon(self, member: Member, fault: Fault) -> None:
+        self.around.world.at(fault.what % 7 * 2_000, self._crash, member, fault)
 
     def _storm(self, member: Member) -> None:
         member.crash("storm")

@@ -21,6 +21,9 @@ from chaos.sim.world import World
 from cluster.consensus.clocks import ClockGuard
 from cluster.consensus.journal import Base, Committed, StartAfter
 from cluster.consensus.messages import ReadAnswer, ReadAsk
+from cluster.consensus.raft import NotYet
+from cluster.membership import Change, Configuration, Demote, InvalidChange, Remove
+from cluster.topology import Member as Described
 from cluster.topology import MemberRole, Timing
 from statemachine.codec import Envelope, decode_results, encode_batch
 from statemachine.codes import Code
@@ -38,6 +41,7 @@ ENGINE_COUNTERS = (
     "refused_disruption",
     "refused_no_voter",
     "refused_admission",
+    "membership_changes",
 )
 EPOCH_US = 1_700_000_000_000_000
 
@@ -96,6 +100,8 @@ class Core(Protocol):
     barred: str | None
     transferring: bool
     hold_index: int | None
+    log_full: bool
+    configuration: Configuration
     counters: Counter[str]
 
     @property
@@ -116,7 +122,14 @@ class Core(Protocol):
     def commit_index(self) -> int: ...
     @property
     def applied_index(self) -> int: ...
+    @property
+    def configuration_committed(self) -> bool: ...
+    @property
+    def full_members(self) -> list[str]: ...
+    @property
+    def room_for_quorum(self) -> bool: ...
 
+    def change(self, change: Change) -> int: ...
     def append(self, payload: bytes) -> Any: ...
     def read(self, answer: Callable[[int | None], None]) -> None: ...
     def received(self, member: str, message: Any) -> None: ...
@@ -157,19 +170,28 @@ class Surroundings(Struct):
     laggard_ms: int
     batch_bytes: int
     lazy_tick: int
+    promote_lag: int
+    witness_entries_max: int
+    stays: int
 
 
 class Member:
-    """See the module. `trap`: the member's power fails when it next reaches this phase of its work."""
+    """See the module. `trap`: the member's power fails when it next reaches this phase of its work.
+
+    first: who the members were when it was made. retired: it was removed, and has left for good.
+    """
 
     def __init__(
-        self, around: Surroundings, name: str, role: MemberRole, site: str, chance: Chance, weather: DiskWeather
+        self, around: Surroundings, described: Described, first: Configuration, chance: Chance, weather: DiskWeather
     ) -> None:
         self.around = around
         self._clock = around.world.clock
-        self.name = name
-        self.role = role
-        self.site = site
+        self.name = name = described.name
+        self.role = described.role
+        self.site = described.site
+        self.first = first
+        self.retired = False
+        self.stays = chance.happens(around.stays)  # it does not leave when it is removed
         self.chance = chance
         self.weather = weather
         self.alive = False
@@ -192,7 +214,7 @@ class Member:
     # -- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        if self.alive:
+        if self.alive or self.retired:
             return
         around = self.around
         self.incarnation += 1
@@ -271,6 +293,23 @@ class Member:
         for name in ENGINE_COUNTERS:
             counters[name] += core.counters[name]
         counters["trimmed"] += core.journal.first_index - self._first_index
+
+    def configured(self) -> None:
+        """The engine says that another configuration is in force, or the one in force committed."""
+        core = self.core
+        if core.configuration_committed and self.name in core.configuration.removed:
+            self._told_of_removal()
+
+    def _told_of_removal(self) -> None:
+        if not self.stays:
+            self.around.world.at(self.chance.between(0, 1_000_000), self._retire)
+
+    def _retire(self) -> None:
+        """For good, as the real process does, which leaves with a code of its own."""
+        if not self.retired:
+            self.retired = True
+            self.around.counters["retired"] += 1
+            self.crash("removed")
 
     def pause(self, until_us: int) -> None:
         self.paused_until_us = max(self.paused_until_us, until_us)
@@ -369,6 +408,8 @@ class Member:
     def _timer(self, incarnation: int) -> None:
         if self._gone(incarnation) or self._postponed(self._timer, incarnation):
             return
+        if self.role is MemberRole.witness:
+            self.core.log_full = len(self.core.journal) > self.around.witness_entries_max
         self.around.world.at(self.around.tick_us, self._timer, incarnation)
         self.do(self._tick_now)
 
@@ -384,6 +425,8 @@ class Member:
 
     def link_up(self, other: str) -> None:
         self.do(self._link, self.core.peer_connected, other)
+        if self.around.checks.removed(self.name, as_seen_by=other):
+            self._told_of_removal()
 
     def link_down(self, other: str) -> None:
         self.do(self._link, self.core.peer_disconnected, other)
@@ -618,9 +661,6 @@ class Member:
                 disk.put([StartAfter(copy.index, copy.index_term), Committed(copy.index), copy.base])
         self.around.world.at(self.chance.between(20_000, 500_000), self.start)
 
-    def configured(self) -> None:
-        """Another configuration is in force here."""
-
     def _needs(self, copy: SnapshotCopy) -> bool:
         core, journal = self.core, self.core.journal
         if copy.index <= max(core.commit_index, core.applied_index):
@@ -628,9 +668,11 @@ class Member:
         return not journal.first_index <= copy.index <= journal.last_index
 
     def wipe(self) -> bool:
-        """The disk is lost, and a new one is put in. Only while every other disk is one that counts."""
-        others = [member for member in self.around.members.values() if member is not self]
-        if not self.around.engine.durable or not all(member.disk.record.joined for member in [self, *others]):
+        """The disk is lost, and a new one is put in. Only while every other voter's disk is one that counts."""
+        around = self.around
+        if not around.engine.durable or not self.disk.record.joined:
+            return False
+        if not all(around.members[name].disk.record.joined for name in around.checks.any_voters()):
             return False
         self.crash("wiped")
         self.disks += 1
@@ -664,6 +706,7 @@ class Member:
                 or core.transferring
                 or not core.has_quorum
                 or self.disk_full
+                or (core.full_members and not core.room_for_quorum)
                 or self.role is MemberRole.witness
             ):
                 return False
@@ -726,6 +769,29 @@ class Member:
         if record is None:
             return 0
         return sum(available + held for name, available, held in record.balances if name == asset)
+
+    # -- who the members are ---------------------------------------------------------------------
+
+    def change(self, change: Change) -> tuple[str, int]:
+        """An operator asks: ('logged', index), or ('refused' for good, 'not_yet', 'not_leader', 'hands_over'; 0)."""
+        core = self.core
+        if not self.alive or not core.is_leader or core.caretaker or core.transferring or not core.has_quorum:
+            return "not_leader", 0
+        own = isinstance(change, Demote | Remove) and change.name == self.name
+        if own and self.chance.happens(500):  # else the engine itself has to refuse
+            self.transfer(None, 2 * self.around.timing.election_ms_max * 1000)
+            return "hands_over", 0
+        answers: list[tuple[str, int]] = []
+        self.do(self.log_change, change, answers)
+        return answers[0]
+
+    def log_change(self, change: Change, answers: list[tuple[str, int]]) -> None:
+        try:
+            answers.append(("logged", self.core.change(change)))
+        except InvalidChange:
+            answers.append(("refused", 0))
+        except NotYet:
+            answers.append(("not_yet", 0))
 
     # -- handing leadership over -----------------------------------------------------------------
 

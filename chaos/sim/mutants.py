@@ -209,8 +209,8 @@ MUTANTS = [
     Mutant(
         "witnesses trim what a replica has not stored",
         "raft",
-        "here = min(stored.values(), default=0)",
-        "here = max(stored.values(), default=0)",
+        "min(everywhere, default=0) - self.settings.trim_reserve",
+        "max(everywhere, default=0) - self.settings.trim_reserve",
     ),
     # -- elections
     Mutant(
@@ -229,8 +229,8 @@ MUTANTS = [
     Mutant(
         "counts a voter's vote twice",
         "raft",
-        "if term == self.term and (term, member) not in self._votes:",
-        "if term == self.term:",
+        "if term == self.term and member in self.voters and (term, member) not in self._votes:",
+        "if term == self.term and member in self.voters:",
         budget=600,
     ),
     Mutant(
@@ -267,8 +267,8 @@ MUTANTS = [
     Mutant(
         "a caretaker does not hand over",
         "raft",
-        "            if self.caretaker:\n                self._hand_over_when_ready()",
-        "            pass",
+        "            if self.caretaker:\n                self._hand_over_when_ready()\n",
+        "            if self.caretaker:\n                pass\n",
     ),
     # -- lost disks and snapshots
     Mutant(
@@ -300,6 +300,102 @@ MUTANTS = [
         "raft",
         "        self._SyncObj__setCurrentTerm(self.term, member)\n        log.warning",
         "        log.warning",
+    ),
+    # -- who the members are
+    Mutant(
+        "two changes of the members at once",
+        "raft",
+        "        if not self.configuration_committed:\n            raise NotYet(",
+        "        if False:\n            raise NotYet(",
+    ),
+    Mutant(
+        "a new leader changes the members before its term has committed (Ongaro 2015)",
+        "raft",
+        "        if self.commit_index < self._SyncObj__noopIDx:\n            raise NotYet(",
+        "        if False:\n            raise NotYet(",
+    ),
+    Mutant(
+        "learners are counted for commits",
+        "raft",
+        "self._SyncObj__otherNodes = {self._nodes[name] for name in self.other_voters}",
+        "self._SyncObj__otherNodes = {self._nodes[name] for name in self.others}",
+    ),
+    Mutant(
+        "learners confirm reads",
+        "raft",
+        "acked = (self._progress[name].acked_sequence for name in self.other_voters)",
+        "acked = (self._progress[name].acked_sequence for name in self._progress)",
+    ),
+    Mutant(
+        "votes of learners and of removed members count",
+        "raft",
+        "if term == self.term and member in self.voters and (term, member) not in self._votes:",
+        "if term == self.term and (term, member) not in self._votes:",
+    ),
+    Mutant(
+        "who has no vote campaigns",
+        "raft",
+        "        if not self.joined or not self.votes:\n",
+        "        if not self.joined:\n",
+    ),
+    Mutant(
+        "a truncated configuration stays in force",
+        "journal",
+        "        if self._bases and self._bases[-1].index >= index:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a configuration counts only when it is committed",
+        "raft",
+        "            self._told_committed = True\n            self.owner.configured()\n",
+        "            self._take_configuration()\n            self.owner.configured()\n",
+        also=(
+            "        self._take_configuration()\n        self.owner.configured()\n",
+            "        self._told_committed = False\n",
+        ),
+    ),
+    Mutant(
+        "a learner that lags is promoted",
+        "raft",
+        "        if lag > self.settings.promote_lag:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a learner whose disk does not count is promoted",
+        "raft",
+        '        if not progress.joined:\n            raise NotYet(f"{name} is on a new disk and has not caught up")\n'
+        "        if not self._heard",
+        "        if not self._heard",
+    ),
+    Mutant(
+        "the voters change while the disk of one does not count",
+        "raft",
+        "if name in self.voters and not progress.joined and name != change.name:",
+        "if False:",
+    ),
+    Mutant(
+        "a leader removes or demotes itself",
+        "raft",
+        "if isinstance(change, Demote | Remove) and change.name == self.member:",
+        "if False:",
+    ),
+    Mutant(
+        "a restart forgets the configuration that its log begins with",
+        "journal",
+        "self._bases: list[Base] = [] if loaded.base is None else [loaded.base]",
+        "self._bases: list[Base] = []",
+    ),
+    Mutant(
+        "trimming forgets the configuration",
+        "journal",
+        "            self._begin_at(self.base_at(step))\n",
+        "            self._bases = self._bases[-1:]\n",
+    ),
+    Mutant(
+        "a witness that starts anew keeps its old configuration",
+        "raft",
+        "journal.rebase(base, message.base_term, message.configuration)",
+        "journal.rebase(base, message.base_term, journal.base)",
     ),
     # -- reads
     Mutant(

@@ -12,12 +12,15 @@ from msgspec.structs import replace
 from chaos.sim.chance import Chance
 from chaos.sim.checks import Checks, Violation
 from chaos.sim.clients import Clients, Load
-from chaos.sim.faults import KINDS, Fault, Nemesis, draw_faults
+from chaos.sim.faults import KINDS, MEMBERSHIP, Fault, Nemesis, draw_faults
 from chaos.sim.member import DiskWeather, Engine, Member, Surroundings
 from chaos.sim.network import Network, Weather
+from chaos.sim.operators import Operators
 from chaos.sim.world import World
 from cluster.consensus.library import driven_by
-from cluster.topology import TIEBREAKER_SITE, MemberRole, Timing
+from cluster.membership import Configuration
+from cluster.topology import TIEBREAKER_SITE, MemberRole, Standing, Timing
+from cluster.topology import Member as Described
 from statemachine.types import SYSTEM_ACCOUNTS
 
 SHAPES = {
@@ -55,6 +58,9 @@ class Plan(Struct, frozen=True):
     laggard_ms: int
     batch_bytes: int
     lazy_tick: int
+    promote_lag: int
+    witness_entries_max: int
+    stays: int
     faulty_us: int
     bound_us: int
     faults: list[Fault]
@@ -82,7 +88,7 @@ def draw_plan(seed: int, shape: str | None = None) -> Plan:
     chance = Chance(seed, "plan")
     drawn = chance.weighted({"1+1+1": 55, "2+2+1": 45})
     shape = shape or drawn
-    timing = chance.weighted(dict.fromkeys(("lan", "middle", "wan"), 1))
+    timing = chance.weighted({"lan": 2, "middle": 2, "wan": 3})
     times = {"lan": LAN, "middle": MIDDLE, "wan": WAN}[timing]
     election_us = times.election_ms_max * 1000
     near = {"lan": (100, 1_500), "middle": (500, 8_000), "wan": (500, 5_000)}[timing]
@@ -107,11 +113,13 @@ def draw_plan(seed: int, shape: str | None = None) -> Plan:
         patience_us=chance.pick((election_us, 3 * election_us)),
         way_us=(200, 3_000),
     )
+    reserve = chance.pick((0, 0, 20, 10_000))
+    # A third of the runs see a few kinds only, and those often; in a third the members stay the same.
     kinds = list(KINDS)
-    # A third of the runs see a few kinds only, and those often.
     weights = dict(KINDS) if chance.happens(667) else {kind: KINDS[kind] for kind in chance.some(kinds, 5)}
+    if chance.happens(333):
+        weights = {kind: weight for kind, weight in weights.items() if kind not in MEMBERSHIP} or {"crash": 1}
     faulty_us = election_us * chance.pick((10, 35, 70))
-    members = len(SHAPES[shape])
     return Plan(
         seed=seed,
         shape=shape,
@@ -123,16 +131,19 @@ def draw_plan(seed: int, shape: str | None = None) -> Plan:
         load=load,
         tick_us=times.heartbeat_ms * chance.pick((250, 500, 900)),
         tail_bytes_max=chance.pick((300, 3_000, 64 << 20)),
-        trim_reserve=chance.pick((0, 0, 20, 10_000)),
+        trim_reserve=reserve,
         laggard_entries=chance.pick((10, 100, 1_000_000)),
         laggard_ms=chance.pick((2 * times.link_silent_ms_max, 3_600_000)),
         batch_bytes=chance.pick((250, 1_000, 1 << 20)),
         lazy_tick=chance.pick((0, 200, 600)),
+        promote_lag=chance.pick((0, 5, 1_000)),
+        # More than is kept in reserve: else a witness's log would be full for ever.
+        witness_entries_max=reserve + chance.pick((60, 1_000_000, 1_000_000)),
+        stays=chance.pick((0, 0, 300)),
         faulty_us=faulty_us,
         bound_us=14 * election_us + 4_000_000,
         faults=draw_faults(
             chance,
-            members,
             begin_us=2 * election_us,
             end_us=faulty_us,
             every_us=election_us * chance.between(2, 12) // 8,
@@ -142,10 +153,17 @@ def draw_plan(seed: int, shape: str | None = None) -> Plan:
     )
 
 
+def described(name: str, site: str, *, witness: bool = False, standing: Standing = Standing.voter) -> Described:
+    """Nobody dials anybody here: the addresses only have to differ."""
+    role = MemberRole.witness if witness else MemberRole.replica
+    return Described(name, site, role, name, 1, name, 2, standing)
+
+
 class Run:
     """A plan brought to life. `play` goes through all of it; scripts drive it themselves."""
 
     def __init__(self, plan: Plan, engine: Engine, tell: Callable[[str], None] | None = None) -> None:
+        shape = SHAPES[plan.shape]
         self.plan = plan
         self.engine = engine
         self.counters: Counter[str] = Counter()
@@ -169,17 +187,27 @@ class Run:
             laggard_ms=plan.laggard_ms,
             batch_bytes=plan.batch_bytes,
             lazy_tick=plan.lazy_tick,
+            promote_lag=plan.promote_lag,
+            witness_entries_max=plan.witness_entries_max,
+            stays=plan.stays,
         )
-        for name, site in SHAPES[plan.shape]:
-            # The library as published has no witnesses: all its members are replicas.
-            role = MemberRole.witness if site == TIEBREAKER_SITE and engine.durable else MemberRole.replica
-            disk = DiskWeather(plan.sync_us, plan.flush_us, plan.flush_every_us)
-            member = Member(self.around, name, role, site, Chance(plan.seed, name), disk)
-            self.around.members[name] = member
-            self.network.join(member)
-            self.checks.join(member)
+        # The library as published has no witnesses: all its members are replicas.
+        initial = [described(name, site, witness=site == TIEBREAKER_SITE and engine.durable) for name, site in shape]
+        first = Configuration(0, initial)
+        for one in initial:
+            self.recruit(one, first)
         self.clients = Clients(self.around, Chance(plan.seed, "clients"), plan.load)
         self.around.accounts.extend(self.clients.names)
+
+    def recruit(self, one: Described, first: Configuration) -> Member:
+        """A machine with the programs and a folder; nobody has started it yet."""
+        plan = self.plan
+        disk = DiskWeather(plan.sync_us, plan.flush_us, plan.flush_every_us)
+        member = Member(self.around, one, first, Chance(plan.seed, one.name), disk)
+        self.around.members[one.name] = member
+        self.network.join(member)
+        self.checks.join(member)
+        return member
 
     @property
     def members(self) -> dict[str, Member]:
@@ -214,7 +242,8 @@ class Run:
         for member in self.members.values():
             member.start()
         self.clients.start()
-        nemesis = Nemesis(self.around, plan.faults, plan.faulty_us)
+        operators = Operators(self.around, Chance(plan.seed, "operators"), self.recruit, plan.faulty_us)
+        nemesis = Nemesis(self.around, operators, plan.faults, plan.faulty_us)
         self.world.run_until(plan.faulty_us)
         nemesis.heal()
         self.world.trace("healed")
@@ -236,11 +265,13 @@ class Run:
 
     def why_unsettled(self) -> str:
         """What is still amiss, or ''."""
-        members = list(self.members.values())
-        leaders = [m for m in members if m.alive and m.core.is_leader and not m.core.caretaker]
+        leaders = [m for m in self.members.values() if m.alive and m.core.is_leader and not m.core.caretaker]
         if not leaders:
             return "nobody leads"
         leader = max(leaders, key=lambda m: m.core.term)
+        members = list(self.members.values())
+        if self.engine.durable:
+            members = [self.members[one.name] for one in leader.core.configuration.members]
         log, commit = leader.core.journal, leader.core.commit_index
         if self.clients.busy:
             return f"{self.clients.busy} operations are not answered"

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from msgspec import structs
+
 from chaos.sim.checks import Violation
 from chaos.sim.engines import Hardened
 from chaos.sim.member import Engine
 from chaos.sim.stage import ELECTION_MS, Stage, staged
 from cluster.consensus.messages import Append, AppendReply, RequestVote, Vote
+from cluster.membership import Demote, Promote, Remove
+from cluster.topology import Standing
 
 
 class Script(NamedTuple):
@@ -539,4 +543,269 @@ def witness_keeps_what_a_replica_lacks(s: Stage) -> None:
     s.cut("b1 t1", "a1")
     s.patient()
     s.until(lambda: s.leads("b1") and s.committed("b1", last), "b1 leads with all", within_ms=6 * ELECTION_MS)
+    s.converge()
+
+
+# -- changes of the members ----------------------------------------------------------------------
+
+
+@script("2+2+1")
+def ongaro_2015(s: Stage) -> None:
+    """A change by a new leader before its term has committed, beside one that an older leader has still in its log.
+
+    Both would have their majorities, and these no member in common (Ongaro, raft-dev, 2015).
+    """
+    s.elect("a1")
+    s.wait(100)
+    s.changed("a1", Demote("b2"))
+    s.wait(100)
+    s.cut("a1 b2", "a2 b1 t1")
+    s.must(s.change("a1", Promote("b2")) == "logged", "a1 promotes b2")
+    s.until(lambda: s.on_disk("b2", s["a1"].core.journal.last_index), "b2 has it")
+    s.elect("b1")
+    s.cut("b1 a2", "t1", "a1 b2")
+    if s.change("b1", Remove("a1")) == "logged":
+        s.wait(50)  # a majority of a2, b1 and t1
+        s.crash("b1", "a2")
+        s.cut("a1 b2 t1", "b1", "a2")
+        s.elect("a1")  # a majority of all five
+    s.converge()
+
+
+@script("2+2+1")
+def two_changes_at_once(s: Stage) -> None:
+    s.elect("a1")
+    s.wait(100)
+    s.stall_disk("a1", 200)
+    s.must(s.change("a1", Demote("b2")) == "logged", "a1 demotes b2")
+    s.must(s.change("a1", Demote("a2")) == "not_yet", "two changes are under way")
+    s.must(s.change("a1", Demote("b2")) == "logged", "the same one again does no harm")
+    s.must(len(s.core("a1").voters) == 4, "voters")
+    s.stall_disk("a1", 0)
+    s.converge()
+
+
+@script("2+2+1")
+def leader_dies_with_a_change(s: Stage) -> None:
+    """Only a2 has it: whoever leads next, all count the same in the end; and it may be asked for again."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 a2", "b1", "b2", "t1")
+    s.must(s.change("a1", Demote("b2")) == "logged", "a1 demotes b2")
+    index = s["a1"].core.journal.last_index
+    s.until(lambda: s.on_disk("a2", index), "a2 has it")
+    s.crash("a1")
+    s.cut("a2 b1 b2 t1", "a1")
+    s.elect("a2")
+    s.until(lambda: s.committed("a2", index), "a2 commits it")
+    s.must("b2" not in s.core("b1").voters, "b1 counts b2")
+    s.changed("a2", Demote("b2"))
+    s.changed("a2", Promote("b2"))
+    s.converge()
+
+
+@script("2+2+1")
+def change_truncated_by_a_new_leader(s: Stage) -> None:
+    """What was in force on the old leader alone is in force nowhere."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1", "a2 b1 b2 t1")
+    s.must(s.change("a1", Demote("b2")) == "logged", "a1 demotes b2")
+    s.must("b2" not in s.core("a1").voters, "it counts at once")
+    s.wait(20)
+    s.elect("b1")
+    s.heal()
+    s.until(lambda: s["a1"].core.counters["truncations"] > 0, "a1 drops it")
+    s.must("b2" in s.core("a1").voters, "a1 does not count b2")
+    s.changed("b1", Remove("a1"))
+    s.must("a1" not in s.core("b2").voters, "b2 counts a1")
+    s.until(lambda: not s.run.why_unsettled(), "converged")
+
+
+@script("2+2+1")
+def removed_member_campaigns(s: Stage) -> None:
+    """It was cut off, does not know, and nobody tells it."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("b2", "a1 a2 b1 t1")
+    s.changed("a1", Remove("b2"))
+    s.wait(4 * ELECTION_MS)
+    term = s["a1"].core.term
+    s.must(s["b2"].core.counters["pre_votes"] > 0, "b2 campaigns")
+    s.heal()
+    s.wait(3 * ELECTION_MS)
+    s.must(s.leads("a1") and s["a1"].core.term == term, f"the leader of term {term} was deposed")
+    s.until(lambda: not s.run.why_unsettled(), "converged")
+
+
+@script("2+2+1")
+def votes_that_do_not_count(s: Stage) -> None:
+    """Of a member that was removed, and of a learner: with the candidate's own that makes two of four, not three."""
+    s.elect("a1")
+    s.wait(100)
+    s.changed("a1", Remove("b2"))
+    s.learner("a1", "n1")
+    s.wait(50)
+    s.crash("a1")
+    core: Any = s["a2"].core
+    before = core.term
+    s.patient()
+    core._SyncObj__raftElectionDeadline = 0.0
+    s.until(lambda: core.term > before, "a2 asks for votes")
+    for silent in ("b1", "b2", "t1", "n1"):
+        s.block(silent, "a2")
+    for name in ("n1", "b2", "b1"):
+        s.inject("a2", name, Vote(core.term))
+    s.must(not core.is_leader, "a2 leads with two votes of four")
+    s.crash("a2")
+    s.converge()
+
+
+@script("1+1+1")
+def learners_count_for_nothing(s: Stage) -> None:
+    """A leader with two learners and no other voter: it commits nothing, answers no read, and steps down."""
+    s.elect("a1")
+    s.wait(100)
+    s.learner("a1", "n1")
+    s.learner("a1", "n2")
+    s.cut("a1 n1 n2", "b1 t1")
+    (last,) = s.propose("a1")
+    answers: list[int | None] = []
+    a1 = s["a1"]
+    a1.do(a1.core.read, answers.append)
+    a1.do(a1.core.tick)
+    s.until(lambda: s.on_disk("n1", last) and s.on_disk("n2", last), "both have it")
+    s.wait(50)
+    s.must(not s.committed("a1", last), "committed with learners")
+    s.until(lambda: not s.leads("a1"), "a1 steps down", within_ms=ELECTION_MS + 100)
+    s.must(answers == [None], f"a read was answered: {answers}")
+    s.wait(3 * ELECTION_MS)
+    s.must(not s.leads("n1") and not s.leads("n2"), "a learner leads")
+    s.converge()
+
+
+@script("1+1+1")
+def learner_that_lags(s: Stage) -> None:
+    """Not promoted while it lacks more than is allowed, and is not on a disk that counts."""
+    s.elect("a1")
+    s.wait(100)
+    s.learner("a1", "n1")
+    s.cut("a1 b1 t1", "n1")
+    s.propose("a1", 50)
+    s.wait(20)
+    s.must(s.change("a1", Promote("n1")) == "not_yet", "n1 lacks 50 entries")
+    s.heal()
+    s.until(lambda: s.on_disk("n1", s["a1"].core.journal.last_index), "n1 has it all")
+    s.wait(50)
+    s.changed("a1", Promote("n1"))
+    s.converge()
+
+
+@script("1+1+1")
+def learner_on_a_new_disk(s: Stage) -> None:
+    """It has every entry, but has not been admitted: it is not promoted, and no voter's standing changes then."""
+    s.elect("a1")
+    s.wait(100)
+    s.learner("a1", "n1")
+    s.must(s["n1"].wipe(), "n1 loses its disk")
+    s.cut("a1 n1", "b1", "t1")
+    s.restart("n1")
+    s.until(lambda: (p := s["a1"].core.progress("n1")) and not p.joined and p.matched_index > 1, "n1 answers")
+    s.must(s.change("a1", Promote("n1")) == "not_yet", "n1 is promoted on a disk that does not count")
+    s.converge()
+
+
+@script("2+2+1")
+def disk_lost_during_a_change(s: Stage) -> None:
+    """b1's disk is lost while a change is under way: no second change before it is admitted, but for its removal."""
+    s.elect("a1")
+    s.wait(100)
+    s.changed("a1", Demote("b2"))
+    s.wait(100)
+    s.cut("a1 b1 b2", "a2", "t1")
+    s.must(s.change("a1", Promote("b2")) == "logged", "a1 promotes b2")
+    index = s["a1"].core.journal.last_index
+    s.until(lambda: s.on_disk("b1", index) and not s.committed("a1", index + 1), "b1 has it")
+    s.must(s["b1"].wipe(), "b1 loses its disk")
+    s.restart("b1")
+    s.until(lambda: s["a1"].core.disk_of("b1").disk_id == "b1-2", "a1 knows")
+    s.must(s.change("a1", Demote("a2")) == "not_yet", "a change while b1 does not count")
+    s.cut("a1 b1 b2 a2", "t1")
+    s.until(lambda: s["b1"].disk.record.joined, "b1 is admitted")
+    s.changed("a1", Demote("a2"))
+    s.changed("a1", Remove("b1"))
+    s.heal()
+    s.until(lambda: not s.run.why_unsettled(), "converged")
+
+
+@script("1+1+1")
+def voter_lost_its_disk(s: Stage) -> None:
+    """While a voter does not count, no other may lose its vote; the lost one itself may be removed."""
+    s.elect("a1")
+    s.wait(100)
+    s.learner("a1", "n1")
+    s.changed("a1", Promote("n1"))
+    s.wait(50)
+    s.must(s["b1"].wipe(), "b1 loses its disk")
+    s.cut("a1 b1 n1", "t1")
+    s.restart("b1")
+    s.until(lambda: not s["a1"].core.progress("b1").joined, "a1 knows")
+    s.must(s.change("a1", Demote("n1")) == "not_yet", "a voter less while another does not count")
+    s.must(s.change("a1", Remove("b1")) == "logged", "b1 is removed")
+    s.heal()
+    s.until(lambda: not s.run.why_unsettled(), "converged")
+
+
+@script("1+1+1")
+def learner_by_snapshot(s: Stage) -> None:
+    """The configuration comes with the snapshot: its entry is trimmed everywhere."""
+    s.elect("a1")
+    s.wait(100)
+    s.changed("a1", s.machine("r1", Standing.read_replica))
+    s.wait(100)
+    s.crash("r1")
+    last = s.propose("a1", 40)[-1]
+    s.until(lambda: s.committed("a1", last), "committed")
+    s.run.around.laggard_entries = 1
+    for member in s.members:
+        if member.alive:
+            s.core(member.name).settings = structs.replace(s.core(member.name).settings, laggard_entries=1)
+    s.until(lambda: s["a1"].core.journal.first_index > last - 10, "trimmed")
+    s.learner("a1", "n1")
+    s.must(s.run.counters["snapshots_installed"] > 0, "n1 was brought up by a snapshot")
+    s.must({m.name for m in s.core("n1").configuration.members} == {"a1", "b1", "t1", "r1", "n1"}, "n1 knows whom")
+    s.crash("n1", "b1")
+    s.restart("n1", "b1", "r1")
+    s.must("r1" in s.core("b1").others, "b1 forgot r1 with its trimmed log")
+    s.wait(2_000)
+    s.converge()
+
+
+@script("2+2+1")
+def replaced(s: Stage) -> None:
+    """Add, promote, remove; the removed one's disk comes back as it was and takes part in nothing."""
+    s.elect("a1")
+    s.wait(100)
+    s.learner("a1", "n1")
+    s.changed("a1", Promote("n1"))
+    s.cut("b2", "a1 a2 b1 t1 n1")
+    s.changed("a1", Remove("b2"))
+    s.must(s.change("a1", s.machine("b2x")) == "logged", "another name may come")
+    s.crash("a1", "a2")
+    s.heal()
+    s.restart("a2")
+    s.wait(4 * ELECTION_MS)
+    s.must(any(s.leads(name) for name in ("a2", "b1", "n1")), "a majority of the new members leads")
+    s.must(not s.leads("b2"), "b2 leads")
+    s.restart("a1")
+    s.until(lambda: not s.run.why_unsettled(), "converged", within_ms=8 * ELECTION_MS)
+
+
+@script("2+2+1")
+def leader_about_itself(s: Stage) -> None:
+    """A leader that goes would count votes without having one: it hands leadership over first."""
+    s.elect("a1")
+    s.wait(100)
+    s.must(s.change("a1", Remove("a1")) == "refused", "a1 removes itself")
+    s.must(s.change("a1", Demote("a1")) == "refused", "a1 demotes itself")
     s.converge()

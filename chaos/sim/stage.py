@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from msgspec.structs import replace
+
 from chaos.sim.checks import Violation
 from chaos.sim.clients import Load
 from chaos.sim.member import Engine, Member
 from chaos.sim.network import Weather
-from chaos.sim.run import LAN, Plan, Run
+from chaos.sim.run import LAN, Plan, Run, described
 from cluster.consensus.library import driven_by
+from cluster.membership import Add, Change
+from cluster.topology import Standing
 from statemachine.codec import Envelope, encode_batch, encode_command
 from statemachine.commands import OpenAccount
 
@@ -50,6 +54,9 @@ class Stage:
             laggard_ms=3_600_000,
             batch_bytes=batch_bytes,
             lazy_tick=0,
+            promote_lag=5,
+            witness_entries_max=1_000_000,
+            stays=1_000,
             faulty_us=0,
             bound_us=8 * ELECTION_MS * 1000,
             faults=[],
@@ -152,6 +159,40 @@ class Stage:
         """A message from the past, or from nowhere."""
         member = self[target]
         member.message(source, member.incarnation, message, True)
+
+    # -- who the members are ---------------------------------------------------------------------
+
+    def core(self, name: str) -> Any:
+        """The engine, with what only ours has."""
+        return self[name].core
+
+    def change(self, name: str, change: Change) -> str:
+        """What the engine of a member that leads says: 'logged', 'not_yet' or 'refused'."""
+        answers: list[tuple[str, int]] = []
+        self[name].do(self[name].log_change, change, answers)
+        return answers[0][0]
+
+    def changed(self, name: str, change: Change) -> None:
+        """Logged as soon as it may be, and committed."""
+        self.until(lambda: self.change(name, change) == "logged", f"{name} logs {change}")
+        index = self[name].core.journal.last_index
+        self.until(lambda: self.committed(name, index), f"{change} is committed")
+
+    def machine(self, name: str, standing: Standing = Standing.learner) -> Add:
+        """A new member, started, of which nobody was told yet."""
+        leader = max((m for m in self.members if m.alive), key=lambda m: (m.core.is_leader, m.core.term))
+        one = described(name, "dc-a", standing=standing)
+        configuration = leader.core.configuration
+        self.run.recruit(one, replace(configuration, members=[*configuration.members, one])).start()
+        self.patient()
+        return Add(one)
+
+    def learner(self, leader: str, name: str) -> None:
+        """A new learner that has all that the leader has, and whose disk counts."""
+        self.changed(leader, self.machine(name))
+        self.until(lambda: self[name].disk.record.joined, f"{name} joins")
+        self.until(lambda: self.on_disk(name, self[leader].core.journal.last_index), f"{name} has it all")
+        self.wait(50)
 
     # -- work ------------------------------------------------------------------------------------
 

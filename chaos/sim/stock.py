@@ -113,6 +113,7 @@ class StockCore(SyncObj):  # type: ignore[misc]
         self.transferring = False
         self.hold_index: int | None = None
         self.stranded: list[str] = []
+        self.full_members: list[str] = []
         self.joined = True
         conf = SyncObjConf(
             autoTick=False,
