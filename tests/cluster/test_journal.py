@@ -15,6 +15,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from cluster.consensus.ahead import STEP_BYTES, ReadAhead
 from cluster.consensus.journal import Entry, Journal, JournalBroken, JournalRefused
 from cluster.consensus.storage import LmdbStorage, ThreadCommitter
 from tests.cluster.lab import Disk, ManualCommitter, MemoryStorage
@@ -196,6 +197,34 @@ def test_a_failed_sync_is_told_once_and_nothing_is_durable_after_it(tmp_path: Pa
     assert len(failures) == 1
     assert journal.durable_index == 3
     journal.close()
+
+
+# -- reading it at the start --------------------------------------------------------------------
+
+
+def test_the_file_is_asked_for_once_in_order_and_not_too_far_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(1_000_000))
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _fd, at, size, _advice: asked.append((at, size)))
+    with ReadAhead(tmp_path / "file", ahead_bytes=300_000) as ahead:
+        assert 300_000 <= sum(size for _, size in asked) < 300_000 + STEP_BYTES
+        ahead.scanned(0.5)
+        assert 800_000 <= sum(size for _, size in asked) < 800_000 + STEP_BYTES
+        ahead.scanned(1.0)
+    assert [at for at, _ in asked] == list(range(0, 1_000_000, STEP_BYTES))
+
+
+def test_a_start_asks_for_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page by page, as LMDB meets them, a cold start takes half a minute per GiB."""
+    journal = open_journal(tmp_path / "j")
+    fill(journal, 5000)
+    journal.close()
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _fd, at, size, _advice: asked.append(at + size))
+    open_journal(tmp_path / "j").close()
+    assert max(asked) >= (tmp_path / "j" / "data.mdb").stat().st_size > 1 << 20
 
 
 # -- what is refused ------------------------------------------------------------------------------
