@@ -8,7 +8,8 @@ from typing import Protocol, cast
 
 from cluster.consensus.messages import Hello, Malformed, Message, Ping, Pong, decode, encode
 from cluster.consensus.peers import Peer, steady_us
-from cluster.consensus.settings import FRAME_BYTES_MAX
+from cluster.consensus.rates import Bucket
+from cluster.consensus.settings import FRAME_BYTES_MAX, Limits
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ class Home(Protocol):
 
     counters: Counter[str]
     delay_seconds: dict[str, float]
+    limits: Limits
 
     def opened(self, connection: "Connection") -> bool:
         """False: it was refused."""
@@ -52,6 +54,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._later: deque[tuple[float, bytes]] = deque()
         self._ended = False
+        self._bytes = Bucket(home.limits.link_bytes_per_s)
+        self._frames = Bucket(home.limits.link_frames_per_s)
         self.dialed = dialed
         self.generation = generation
         self.peer: Peer | None = None
@@ -75,9 +79,13 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
+        now = time.monotonic()
+        if self.peer is not None and self.peer.connection is self:
+            # Also in the middle of a frame: a large one may take longer on its way than a link may be silent.
+            self.peer.heard_at = now
         buffer = self._buffer
         buffer += data
-        start = 0
+        start = frames = 0
         while len(buffer) - start >= HEADER_BYTES:
             size = int.from_bytes(buffer[start : start + HEADER_BYTES], "big")
             if size > FRAME_BYTES_MAX:
@@ -93,10 +101,23 @@ class Connection(asyncio.Protocol):
                 self.refuse("refused_garbage", str(error))
                 return
             start = end
+            frames += 1
             self._take(message)
             if self.closing:
                 return
         del buffer[:start]
+        self._pace(max(self._bytes.take(len(data), now), self._frames.take(frames, now)))
+
+    def _pace(self, seconds: float) -> None:
+        """Read no further for so long. TCP tells the other side, so that what waits, waits there."""
+        if seconds > 0 and self._transport is not None:
+            self._home.counters["reading_paused"] += 1
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(seconds, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._ended:
+            self._transport.resume_reading()
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._end()
@@ -118,7 +139,6 @@ class Connection(asyncio.Protocol):
             home.counters["refused_superseded"] += 1
             self.abort()
             return
-        self.peer.heard_at = time.monotonic()
         match message:
             case Ping(sent_us):
                 self.write(Pong(sent_us, home.clock_us()))

@@ -7,6 +7,8 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 
+from cluster.consensus.rates import Handshakes
+
 log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 3.0
@@ -21,7 +23,7 @@ class Listener:
     """Accepts strangers and hands them on once their certificate is known to be good.
 
     welcome: the context of the next handshake, and what takes the stream after it.
-    room: how many may be in a handshake at once.
+    room: how many may be in a handshake at once. rate: how often one may begin.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class Listener:
         *,
         welcome: Callable[[], tuple[ssl.SSLContext, asyncio.Protocol]],
         room: Callable[[], int],
+        rate: Handshakes,
         counters: Counter[str],
     ) -> None:
         self._address = address
         self._welcome = welcome
         self._room = room
+        self._rate = rate
         self._counters = counters
         self._sockets: set[socket.socket] = set()  # accepted, not yet through the handshake
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,7 +82,7 @@ class Listener:
     def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            accepted, _ = listener.accept()
+            accepted, (host, *_) = listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
@@ -90,6 +94,10 @@ class Listener:
             return
         if len(self._sockets) >= self._room():
             self._counters["refused_crowd"] += 1
+            accepted.close()
+            return
+        if not self._rate.allow(host):
+            self._counters["refused_rate"] += 1
             accepted.close()
             return
         accepted.setblocking(False)

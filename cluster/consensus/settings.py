@@ -42,6 +42,8 @@ class Limits(Struct, frozen=True):
     snapshot_bytes_per_s: how fast a snapshot leaves a leader at most, beside everything else.
     laggard_*: how long a replica's log waits for one that is away; see RaftSettings.
     free_bytes_min: the low-water mark of the disk.
+    strangers_max: in a handshake at once. handshakes_per_s: from one address; four times as many from all.
+    link_*: what a member takes in from one other; beyond it, it reads no further for a moment.
     """
 
     uncommitted_entries_max: int = 20_000
@@ -53,6 +55,9 @@ class Limits(Struct, frozen=True):
     write_buffer_bytes_max: int = 64 << 20
     application_buffer_bytes_max: int = 8 << 20
     strangers_max: int = 64
+    handshakes_per_s: int = 50
+    link_bytes_per_s: int = 256 << 20
+    link_frames_per_s: int = 200_000
     trim_reserve: int = 10_000
     laggard_entries: int = 1_000_000
     laggard_bytes: int = 4 << 30

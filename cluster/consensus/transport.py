@@ -16,6 +16,7 @@ from cluster.consensus.identity import Identity
 from cluster.consensus.listener import HANDSHAKE_SECONDS, Listener, no_delay
 from cluster.consensus.messages import PROTOCOL_VERSION, Application, Hello, Message, Ping
 from cluster.consensus.peers import Peer, steady_us
+from cluster.consensus.rates import Handshakes
 from cluster.consensus.settings import Limits
 from cluster.topology import GATEWAY_PREFIX, Timing
 
@@ -83,7 +84,7 @@ class Links:
         self._identity = Identity(member, server_tls, client_tls, self.counters)
         self._renewed: Peer | None = None
         self._timing = timing
-        self._limits = limits
+        self.limits = limits
         self._incarnation = random.SystemRandom().getrandbits(63)
         self._open: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,6 +93,7 @@ class Links:
             listen,
             welcome=lambda: (self._identity.server, Connection(self, None, self._identity.generation)),
             room=self._room_for_strangers,
+            rate=Handshakes(limits.handshakes_per_s),
             counters=self.counters,
         )
         self._started = False
@@ -167,7 +169,7 @@ class Links:
         connection = self._connection(member)
         if connection is None:
             return False
-        if connection.buffered_bytes > self._limits.write_buffer_bytes_max:
+        if connection.buffered_bytes > self.limits.write_buffer_bytes_max:
             connection.refuse("overfull", f"{connection.buffered_bytes} bytes wait to be sent")
             self.closed(connection)
             return False
@@ -179,7 +181,7 @@ class Links:
         connection = self._connection(member)
         if connection is None:
             return False
-        if connection.buffered_bytes > self._limits.application_buffer_bytes_max:
+        if connection.buffered_bytes > self.limits.application_buffer_bytes_max:
             self.counters["application_held_back"] += 1
             return False
         connection.write(Application(kind, body))
@@ -286,7 +288,7 @@ class Links:
     def _room_for_strangers(self) -> int:
         """In handshakes; who has shown a certificate and not been greeted, or is being turned away, takes room too."""
         waiting = sum(connection.peer is None and connection.dialed is None for connection in self._open)
-        return self._limits.strangers_max - waiting
+        return self.limits.strangers_max - waiting
 
     def _keep_dialed(self, name: str) -> None:
         if self.member > name:
