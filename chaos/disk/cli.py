@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -175,6 +177,37 @@ def inject(
     failures = [f"{one.kind}, {one.fault} at {one.nth}: {one.wrong}" for one in struck if one.wrong]
     failures += [f"{one.case}: {one.wrong}" for one in seen if one.wrong]
     _end({"writers": struck, "members": seen}, rows, failures, as_json, valid=bool(struck))
+
+
+@app.command("large-log")
+def large_log(
+    gib: Annotated[float, typer.Option(min=0.001, max=64, help="How much is written, in GiB of entries.")] = 5,
+    entry_kib: Annotated[int, typer.Option(min=1, max=4096, help="The mean size of an entry, in KiB.")] = 16,
+    tail_mib: Annotated[float, typer.Option(min=0.01, help="How much of the log is kept in memory, in MiB.")] = 16,
+    folder: Annotated[Path | None, typer.Option(help="Where; a folder made in it is deleted at the end.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a log beyond 4 GiB and beyond memory; trim it, kill the writer, start over it, catch a follower up.
+
+    Exit 0: all that was called durable is there, by content. Exit 1: it is not. Exit 2: no room, so nothing is proven.
+
+    Example: tiebreak disk large-log --gib 5
+    """
+    from chaos.disk import large_log as large  # noqa: PLC0415 - it loads the whole engine
+
+    payload_bytes = int(gib * (1 << 30))
+    where = folder or Path(tempfile.gettempdir())
+    if reason := large.no_room(where, payload_bytes):
+        _not_available(f"a log of {gib:g} GiB", reason)
+    with _tool(), _progress("large log", None) as step:
+        found = large.run(
+            where,
+            payload_bytes=payload_bytes,
+            entry_bytes=entry_kib << 10,
+            tail_bytes=int(tail_mib * (1 << 20)),
+            step=step,
+        )
+    _end(found, large.rows(found), found.wrong, as_json, valid=True)
 
 
 def _members(seconds: float) -> list[Any]:

@@ -310,3 +310,41 @@ def test_stock_believes_in_followers_that_it_has_never_heard(clock: Clock) -> No
     assert lab["a"]._isLeader()
     assert {match(lab["a"], name) for name in "bc"} == {0}
     assert lab["a"]._SyncObj__lastResponseTime[Node("b")] < clock.now - 15
+
+
+def test_stock_forgets_with_its_disk_what_it_had_acknowledged(clock: Clock) -> None:
+    """a and b have a command. b comes back without its disk while a is away: c and b go on without the command."""
+    lab = StockLab(clock, "abc", **PATIENT)
+    lab.elect("a")
+    lab.net.part("c", "ab")
+    answers: dict[Any, int] = {}
+    lab["a"].put("paid", callback=noted(answers, "paid"))
+    lab.run(0.3)
+    assert answers == {"paid": FAIL_REASON.SUCCESS}
+    lab.net.part("a", "bc")
+    lab.net.down -= {("b", "c"), ("c", "b")}
+    b = lab.members["b"] = Stock(lab.net, "b", ["a", "c"], **PATIENT)
+    b.link._onNodeConnected(b.link.node("c"))
+    lab.elect("c")
+    lab["c"].put("something else")
+    lab.run(0.3)
+    lab.net.heal()
+    lab.run(2)
+    assert b.values == ["something else"]
+    assert lab["a"].log == b.log, "it is overwritten where it was"
+
+
+def test_stock_campaigns_alone_where_it_sees_a_reader_only(clock: Clock) -> None:
+    lab = StockLab(clock, "abc")
+    for name in "ac":
+        lab["b"].link._onNodeDisconnected(lab["b"].link.node(name))
+    lab["b"].link._onReadonlyNodeConnected(Node("reader"))
+    lab.net.part("b", "ac")
+    term = lab["b"].raftCurrentTerm
+    lab.run(5)
+    assert lab["b"].raftCurrentTerm > term + 3
+    # Ours asks first whether it could win, and its term stays.
+    ours = Lab(clock, "abc")
+    ours.net.part("b", "ac")
+    ours.run(5)
+    assert ours["b"].raft.term == 0

@@ -15,6 +15,7 @@ from typing import Any
 import pysyncobj
 import pytest
 from pysyncobj import _COMMAND_TYPE, SyncObj, SyncObjConf
+from pysyncobj.encryptor import SALT, getEncryptor
 
 from cluster.consensus.settings import FRAME_BYTES_MAX
 from tests.cluster.engines import free_port
@@ -179,6 +180,26 @@ def test_stock_never_listens_again_after_one_failed_accept(served: Served, stran
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", served.ports[0]), 1).close()
     assert served._SyncObj__transport.ready, "and says that all is well"
+
+
+def test_stock_shows_its_whole_log_to_whoever_says_readonly(served: Served, strangers: Any) -> None:
+    served._SyncObj__raftLog.add(*served.entry("private", 2, 0))
+    stranger = strangers()
+    stranger.says("readonly")
+    assert len(served.readonlyNodes) == 1
+    [reader] = served.readonlyNodes
+    served._SyncObj__onBecomeLeader()
+    served._SyncObj__raftNextIndex[reader] = 2
+    served._SyncObj__sendAppendEntries()
+    seen = [stranger.hears() for _ in range(2)]
+    assert b"private" in b"".join(entry[0] for message in seen for entry in message["entries"])
+
+
+def test_stock_has_one_key_for_all_members_and_a_salt_for_all_clusters() -> None:
+    """With a password: who has it may say any member's name, and it is as strong as the password is."""
+    one, other = getEncryptor("secret"), getEncryptor("secret")
+    assert other.decrypt(one.encrypt(b"I am any of you")) == b"I am any of you"
+    assert len(SALT) == 16
 
 
 @pytest.mark.parametrize("kind", [_COMMAND_TYPE.REGULAR, _COMMAND_TYPE.MEMBERSHIP, _COMMAND_TYPE.VERSION])
