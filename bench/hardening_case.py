@@ -12,6 +12,7 @@ from bench.cluster_cases import load_leader, spec_of
 from bench.market import Market
 from bench.report import Figure, Report
 from bench.running import LIMITS, RunError, run_loop, running
+from bench.stats import percentile
 from cluster.launcher import MEMBER_PROGRAM
 
 SYMBOL = "BENCH"
@@ -44,7 +45,12 @@ class Cell(Struct, frozen=True):
     one_p50_ms: float
     one_p99_ms: float
     cpu_us: float
-    truncated: int = 0
+    fdatasync_p50_ms: float
+    truncated: int
+
+
+def _round(cell: Cell) -> str:
+    return f"{cell.per_s:,.0f}/s (fdatasync p50 {cell.fdatasync_p50_ms:.2f} ms)"
 
 
 TRUNCATED = b"truncating already-applied log entries"
@@ -119,7 +125,7 @@ def hardening(
         seconds=time.monotonic() - began,
         notes=[
             *(f"{name}: {WORDS[name]}" for name in names),
-            *(f"{name}, each round: {', '.join(f'{cell.per_s:,.0f}/s' for cell in cells[name])}" for name in names),
+            *(f"{name}, each round: {', '.join(map(_round, cells[name]))}" for name in names),
             "the state machine's store syncs in all of them; it is not on the way of an answer",
             *failed,
             "figures are means of the rounds; no variant but the first keeps what it acknowledged",
@@ -135,6 +141,7 @@ def _cell(root: Path, name: str, seconds: float, seed: int, path: str) -> Cell:
     with running(root, limits=LIMITS, program=VARIANTS[name]) as cluster:
         run_loop(cluster.open_market(market))
         one, piped = (run_loop(load_leader(cluster, market, spec))[0] for spec in specs)
+        syncs_ms = percentile(host.sync_times_ms(root), 50)
     spent_s = sum(spent for who, spent in piped.cpu_s.items() if who != load.GENERATOR)
     return Cell(
         per_s=piped.per_s,
@@ -142,5 +149,6 @@ def _cell(root: Path, name: str, seconds: float, seed: int, path: str) -> Cell:
         one_p50_ms=one.latency.p50_ms,
         one_p99_ms=one.latency.p99_ms,
         cpu_us=spent_s / max(1, piped.commands) * 1e6,
+        fdatasync_p50_ms=syncs_ms,
         truncated=sum(_count(cluster.folder.log(member), TRUNCATED) for member in cluster.launcher.members),
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bench import host, load
 from bench.driver import Driver, longest_gap_s
 from bench.flow import Act, Intent
+from bench.lines import Line
 from bench.market import Market
 from bench.report import Figure, Report, at_most, exactly
 from bench.running import LIMITS, RunError, Running, run_loop, running
@@ -25,6 +26,7 @@ BEFORE_S = 0.2
 AFTER_S = 1.0
 """Commands that were due from shortly before a hand-over until so long after it count as around it."""
 TIMEOUT_MS = 10_000
+RESENT = "tiebreak_commands_resent_total"
 UNDER_WAY_MAX = 1_000_000
 """Frames: as many as are due. The load is an open loop."""
 
@@ -104,6 +106,7 @@ async def _transfers(
             await asyncio.gather(sending, return_exceptions=True)
         probe = market.request(Intent(Act.place, 0, 0, 1, 100, 1), f"probe-{time.time_ns():x}", "", "")
         checked = await driver.check(probe)
+    by_members = sum([await _resent(cluster, name) for name in cluster.replicas])
     pauses = [longest_gap_s(driver.answered_at, one.began, after_s=one.took_s + AFTER_S) * 1e3 for one in over]
     around, quiet = _split(driver, over)
     return [
@@ -119,11 +122,21 @@ async def _transfers(
         Figure("another member led after, p50", percentile([one.took_s for one in over], 50) * 1e3, "ms"),
         Figure("  longest", max(one.took_s for one in over) * 1e3, "ms"),
         Figure("sent again by the client library", driver.resent),
+        Figure("sent again by members, each since it was started last", by_members),
         *_latency("latency around a hand-over", around),
         *_latency("latency at other times", quiet),
         Figure("the sender's own worst lateness", driver.late_max_ms, "ms"),
         Figure("requests", driver.answered),
     ]
+
+
+async def _resent(cluster: Running, name: str) -> int:
+    line = await Line.open(cluster.url(name), cluster.token("auditor", ("*",)))
+    try:
+        lines = (await line.get("/metrics")).body.decode().splitlines()
+    finally:
+        line.close()
+    return int(sum(float(text.split()[-1]) for text in lines if text.startswith(RESENT)))
 
 
 def _longest_ms(driver: Driver) -> float:
