@@ -39,6 +39,7 @@ HOMES = {
         "cluster/client_stream.py",
         "bench/load.py",
         "gateway/feeds/live.py",
+        "gateway/follow.py",
     ),
     "redis": ("gateway/cache.py", "gateway/cache/*.py"),
 }
