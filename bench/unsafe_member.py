@@ -57,8 +57,6 @@ class MemoryStorage:
         for change in changes:
             match change:
                 case Put(index, term, command):
-                    if not self._entries:
-                        self._first = index
                     self._entries[index] = (command, index, term)
                     self._bytes += len(command) + ENTRY_OVERHEAD_BYTES
                 case CutFrom(index):

@@ -22,7 +22,7 @@ GROUPS: list[list[Change]] = [
     [CutFrom(4), *put(4, 5, 6, term=2)],
     [TrimTo(3)],
     put(7, term=2),
-    [TrimTo(3), CutFrom(7)],
+    [TrimTo(3), CutFrom(6)],
     [StartAfter(20, 3), *put(21, 22, term=3)],
 ]
 
