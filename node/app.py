@@ -60,8 +60,6 @@ EXIT_COULD_NOT_START = 1
 EXIT_STORE_FAILED = 73
 EXIT_DIVERGED = 74
 EXIT_RESTART = 75
-DIVERGED_FILE = "diverged.txt"
-"""In the data folder of a replica that found itself outside the majority; with it no member starts there."""
 WAY_BACK = (
     "What is here is wrong, and evidence. The way back, while all other members are up and none rejoins: stop what "
     "starts this member; move the whole folder {folder} aside and keep it; start the member. It is on a new disk "
@@ -132,7 +130,7 @@ class App:
         """Load the state, join the group, open the API. Raises what config, store or network object to."""
         config, node = self.config, self.node
         config.data_dir.mkdir(parents=True, exist_ok=True)
-        if (evidence := config.data_dir / DIVERGED_FILE).exists():
+        if (evidence := config.data_dir / install.DIVERGED_FILE).exists():
             raise Diverged(f"{evidence} says: {evidence.read_text('utf-8').strip()}")
         if not node.is_witness:
             install.finish(config.data_dir, cluster_id=config.topology.cluster_id, member=config.name)
@@ -339,7 +337,7 @@ class App:
     def _diverged(self, reason: str) -> None:
         """Leave, and stay away: started again by a supervisor, this member would answer from a wrong state."""
         text = f"{reason}. {WAY_BACK.format(folder=self.config.data_dir)}"
-        evidence = self.config.data_dir / DIVERGED_FILE
+        evidence = self.config.data_dir / install.DIVERGED_FILE
         try:
             evidence.write_text(text + "\n", "utf-8")
             fsync_file(evidence)

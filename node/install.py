@@ -21,6 +21,8 @@ from cluster.consensus.storage import start_after
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.install")
 
 WISH = "install.json"
+DIVERGED_FILE = "diverged.txt"
+"""In the data folder of a replica that found itself outside the majority; with it no member starts there."""
 STORE = "store"
 REPLACED = "store.replaced"
 SNAPSHOTS = "snapshots"

@@ -33,7 +33,9 @@ async def members(request: web.Request) -> web.Response:
     node = _node(request, *READERS)
     if http.is_local(request):
         return _said(cluster_view(node.engine))
-    return _said(await node.changes.look(timeout_ms=http.timeout_of(request, node)))
+    given = "timeout_ms" in request.query
+    timeout_ms = http.timeout_of(request, node) if given else node.config.timing.read_timeout_ms
+    return _said(await node.changes.look(timeout_ms=timeout_ms))
 
 
 async def add(request: web.Request) -> web.Response:

@@ -12,6 +12,7 @@ from node.cli import joining
 from node.cli.certificates import rotate_certificates
 from node.cli.cluster import cluster, complete_member
 from node.cli.output import print_json, print_table, say
+from node.cli.recover import recover
 from node.cli.session import CliError, Session, connected
 
 Name = Annotated[str, typer.Argument(metavar="MEMBER", help="Its name.", autocompletion=complete_member)]
@@ -22,6 +23,7 @@ Peer = Annotated[str, typer.Option("--peer", metavar="HOST:PORT", help="Where ot
 Api = Annotated[str, typer.Option("--api", metavar="HOST:PORT", help="Where clients find it.")]
 
 cluster.command("rotate-certificates")(rotate_certificates)
+cluster.command("recover")(recover)
 
 
 @connected(cluster, "transfer")

@@ -11,7 +11,8 @@ import pytest
 
 from cluster.certificates import make_all
 from cluster.consensus.engine import Role
-from node.app import DIVERGED_FILE, EXIT_DIVERGED, App, Diverged
+from node.app import EXIT_DIVERGED, App, Diverged
+from node.install import DIVERGED_FILE
 from statemachine.codec import Envelope, encode_batch, encode_command
 from statemachine.commands import ReportDigest, TimeStep
 from statemachine.machine import Machine

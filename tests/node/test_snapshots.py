@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.launcher import run_down
-from node.app import DIVERGED_FILE
+from node.install import DIVERGED_FILE
 from tests.node.test_cluster import BUY, SELL, Group
 
 LOW = """
