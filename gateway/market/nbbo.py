@@ -8,6 +8,7 @@ is marked unusable take effect at once.
 
 from collections.abc import Collection, Iterable, Iterator
 
+import msgspec
 from msgspec import Struct
 
 from gateway.feeds.ticks import UNUSABLE, Quote, Status, StatusKind, Tick
@@ -36,6 +37,7 @@ class Nbbo(Struct, frozen=True, gc=False, array_like=True):
     as_of_us: int
     crossed: bool = False
     locked: bool = False
+    stale: bool = False
 
 
 Best = tuple[int, int, str, int, int, str]
@@ -47,13 +49,15 @@ class _Symbol:
     most quotes of a busy symbol are replaced before anybody looks.
     """
 
-    __slots__ = ("best", "quotes", "told")
+    __slots__ = ("best", "last", "quotes", "told")
 
     def __init__(self) -> None:
         self.quotes: dict[str, Quote] = {}
         self.best: Best | None = None
         self.told: Best | None = None
         """What `changed` last gave."""
+        self.last: Nbbo | None = None
+        """What was known when the last trusted quote went."""
 
     def find_best(self) -> Best:
         """Look at all quotes. A dozen venues at most: cheaper than keeping them sorted."""
@@ -177,6 +181,10 @@ class NbboBook:
         if quoted is not None and symbol in quoted:
             del quoted[symbol]
             state = self._symbols[symbol]
+            if len(state.quotes) == 1:
+                last = self._view(symbol, state)
+                if last.bid_e9 or last.ask_e9:
+                    state.last = msgspec.structs.replace(last, stale=True)
             del state.quotes[venue]
             state.best = None
             self._changed[symbol] = None
@@ -186,6 +194,13 @@ class NbboBook:
         self.expire(now_us)
         state = self._symbols.get(symbol)
         return None if state is None else self._view(symbol, state)
+
+    def last(self, symbol: str, now_us: int) -> Nbbo | None:
+        """The best prices now or, where nobody quotes the symbol any more, the last known, marked `stale`."""
+        now = self.at(symbol, now_us)
+        if now is None or now.bid_e9 or now.ask_e9:
+            return now
+        return self._symbols[symbol].last or now
 
     def changed(self, now_us: int) -> list[Nbbo]:
         """The symbols whose best prices or sizes changed since the last call, each once, as they are now."""

@@ -122,13 +122,13 @@ def test_no_time_is_the_receive_time(guard: Guard, venue_us: int) -> None:
 def test_a_quote_whose_time_goes_back_is_the_newer_one_with_a_wrong_time(guard: Guard) -> None:
     quoted(guard, 1, 2, NOW_US)
     late = quoted(guard, 1.1, 2, NOW_US - 1)
-    assert (late.marks, late.venue_us) == (LATE, NOW_US)
+    assert (late.marks, late.venue_us, guard.counts.late) == (LATE, NOW_US, 1)
 
 
 def test_a_late_trade_keeps_its_time(guard: Guard) -> None:
     guard.trade("S", "v", E9, E9, NOW_US, NOW_US, "1")
     late = guard.trade("S", "v", E9, E9, NOW_US - 1, NOW_US, "2")
-    assert (late.marks, late.venue_us) == (LATE, NOW_US - 1)
+    assert (late.marks, late.venue_us, guard.counts.late) == (LATE, NOW_US - 1, 1)
     assert guard.trade("S", "v", E9, E9, NOW_US, NOW_US, "3").marks == 0
 
 
@@ -149,3 +149,30 @@ def test_nothing_is_sold_for_nothing(guard: Guard) -> None:
         guard.trade("S", "v", 0, E9, NOW_US, NOW_US, "1")
     with pytest.raises(BadFrame, match="bad_size"):
         guard.trade("S", "v", E9, 0, NOW_US, NOW_US, "1")
+
+
+@pytest.mark.parametrize(("price_e9", "marks"), [
+    (150 * E9, 0), (150 * E9 + 1, SUSPECT), (50 * E9, 0), (50 * E9 - 1, SUSPECT),
+])  # fmt: skip
+def test_fifty_percent_exactly_is_no_jump_and_a_trade_alone_is_enough_to_know(
+    guard: Guard, price_e9: int, marks: int
+) -> None:
+    assert guard.trade("S", "v", 100 * E9, E9, NOW_US, NOW_US, "1").marks == 0
+    assert guard.trade("S", "v", price_e9, E9, NOW_US, NOW_US, "2").marks == marks
+    assert (guard.counts.ticks, guard.counts.suspect) == (2, marks)
+
+
+def test_a_trade_of_an_impossible_time_and_a_far_one_that_is_not_eligible_are_counted(guard: Guard) -> None:
+    ahead = guard.trade("S", "v", 100 * E9, E9, NOW_US + 60_000_000, NOW_US, "1")
+    assert (ahead.marks, ahead.venue_us, guard.counts.ahead) == (RECEIVE_TIME, NOW_US, 1)
+    guard.trade("S", "v", 300 * E9, E9, NOW_US, NOW_US, "2", False)
+    assert guard.counts.suspect == 1
+
+
+@pytest.mark.parametrize(("venue_us", "becomes", "ahead"), [
+    (NOW_US + 5_000_000, NOW_US + 5_000_000, 0), (NOW_US + 5_000_001, NOW_US, 1), (NOW_US - 1, NOW_US - 1, 0),
+    (1, 1, 0), (0, NOW_US, 0), (-1, NOW_US, 1),
+])  # fmt: skip
+def test_the_time_of_a_book(guard: Guard, venue_us: int, becomes: int, ahead: int) -> None:
+    assert guard.time(venue_us, NOW_US) == becomes
+    assert guard.counts.ahead == ahead

@@ -250,3 +250,34 @@ def test_it_is_the_naive_models(steps: list[tuple[Any, ...]], silent: tuple[str,
                 expected = model.at(symbol, now_us)
                 assert (best(book, now_us, symbol) or NONE) == expected
                 assert told.get(symbol, NONE) == expected, "who listens to changes only knows the same"
+
+
+def test_when_nobody_quotes_any_more_the_last_known_is_marked_stale() -> None:
+    """A feed that is gone: the last price is shown for what it is."""
+    book = NbboBook()
+    assert book.last("A", T0) is None
+    book.apply([quote("x", 10, 12), quote("y", 11, 13, T0)], T0)
+    now = book.last("A", T0 + 5)
+    assert now is not None
+    assert (now.bid_e9, now.stale) == (11, False)
+    book.apply([Status("y", StatusKind.DOWN, T0 + 10)], T0 + 10)
+    now = book.last("A", T0 + 20)
+    assert now is not None
+    assert (now.bid_e9, now.stale) == (10, False)
+    gone = book.last("A", T0 + 5 * TTL_US)
+    assert gone is not None
+    assert (gone.bid_e9, gone.ask_e9, gone.bid_venue, gone.as_of_us, gone.stale) == (10, 12, "x", T0, True)
+    assert best(book, T0 + 5 * TTL_US) == NONE, "it is in no best price"
+    at_us = T0 + 6 * TTL_US
+    book.apply([quote("x", 9, 12, at_us)], at_us)
+    back = book.last("A", at_us)
+    assert back is not None
+    assert (back.bid_e9, back.stale) == (9, False)
+
+
+def test_an_empty_quote_is_not_what_was_last_known() -> None:
+    book = NbboBook()
+    book.apply([quote("x", 10, 12), quote("x", 0, 0)], T0)
+    last = book.last("A", T0 + 2 * TTL_US)
+    assert last is not None
+    assert (last.bid_e9, last.stale) == (0, False)

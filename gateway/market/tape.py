@@ -1,0 +1,43 @@
+"""The latest trades of each symbol, and its last price."""
+
+from collections import deque
+from collections.abc import Iterable
+
+from gateway.feeds.ticks import SUSPECT, Tick, Trade
+
+SYMBOLS_MAX = 50_000
+
+
+class Tape:
+    """Trades in the order in which they came, the newest `kept` of each symbol."""
+
+    def __init__(self, *, kept: int = 100) -> None:
+        self.kept = kept
+        self.symbols_refused = 0
+        self._trades: dict[str, deque[Trade]] = {}
+        self._last: dict[str, Trade] = {}
+
+    def apply(self, ticks: Iterable[Tick]) -> None:
+        for tick in ticks:
+            if type(tick) is not Trade:
+                continue
+            trades = self._trades.get(tick.symbol)
+            if trades is None:
+                if len(self._trades) >= SYMBOLS_MAX:
+                    self.symbols_refused += 1
+                    continue
+                trades = self._trades[tick.symbol] = deque(maxlen=self.kept)
+            trades.append(tick)
+            if not tick.eligible or tick.marks & SUSPECT:
+                continue
+            last = self._last.get(tick.symbol)
+            if last is None or tick.venue_us >= last.venue_us:
+                self._last[tick.symbol] = tick
+
+    def last(self, symbol: str) -> Trade | None:
+        """The newest trade, by the venues' time, that may move a price and is not suspect."""
+        return self._last.get(symbol)
+
+    def recent(self, symbol: str, limit: int = 100) -> list[Trade]:
+        """All kinds of trades, the newest last."""
+        return list(self._trades.get(symbol, ()))[-limit:]
