@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from cluster.consensus.rates import Handshakes
+from cluster.consensus.refusals import of_handshake
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +115,9 @@ class Listener:
                 await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, accepted, ssl=tls)
         except Exception as error:
             # Whatever a stranger does to the handshake, it is a refusal and nothing more.
-            self._counters["refused_handshake"] += 1
-            log.warning("handshake refused: %s", str(error) or type(error).__name__)
+            counter = of_handshake(error)
+            self._counters[counter] += 1
+            log.warning("handshake refused: %s (%s)", str(error) or type(error).__name__, counter)
             accepted.close()
         except BaseException:
             accepted.close()

@@ -17,6 +17,7 @@ from cluster.consensus.listener import HANDSHAKE_SECONDS, Listener, no_delay
 from cluster.consensus.messages import PROTOCOL_VERSION, Application, Hello, Message, Ping
 from cluster.consensus.peers import Peer, steady_us
 from cluster.consensus.rates import Handshakes
+from cluster.consensus.refusals import of_handshake
 from cluster.consensus.settings import Limits
 from cluster.topology import GATEWAY_PREFIX, Timing
 
@@ -55,8 +56,8 @@ def wall_us() -> int:
 class Links:
     """All links of one member. Of each pair, the member whose name sorts later dials.
 
-    dial: the first peers and where each is dialed; `set_peers` changes both. Counts what it refuses in `counters`.
-    Raises OSError from `start` when the address is taken.
+    dial: the first peers and where each is dialed; `set_peers` changes both. Counts what it refuses in `counters`,
+    under the words of REFUSALS. Raises OSError from `start` when the address is taken.
     """
 
     def __init__(
@@ -317,8 +318,9 @@ class Links:
                 )
         except (OSError, TimeoutError) as error:
             if isinstance(error, ssl.SSLError):
-                self.counters["refused_handshake"] += 1
-                log.warning("%s at %s:%d refused: %s", name, host, port, error)
+                counter = of_handshake(error)
+                self.counters[counter] += 1
+                log.warning("%s at %s:%d refused: %s (%s)", name, host, port, error, counter)
             return
         dialed = transport.get_extra_info("socket")
         if dialed is not None:

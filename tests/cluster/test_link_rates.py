@@ -17,7 +17,7 @@ from tests.cluster.link_ends import Ends
     ("limits", "count", "size"),
     [
         (Limits(link_bytes_per_s=2_000_000), 400, 10_000),
-        (Limits(link_frames_per_s=2_000), 4_000, 10),
+        (Limits(link_frames_per_s=10_000), 30_000, 100),
     ],
 )
 def test_a_peer_that_sends_too_much_is_read_later(limits: Limits, count: int, size: int, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_peer_that_sends_too_much_is_read_later(limits: Limits, count: int, si
             began = asyncio.get_running_loop().time()
             for number in range(count):
                 assert b.links.send("a", Application("k", number.to_bytes(4, "big") + b"x" * (size - 4)))
-            # Twice a second's worth, of which one second's worth is there at once.
+            # Of twice or thrice a second's worth one second's is taken at once, and at the end a chunk of TLS's is.
             most = 0
             while len(a.news) <= count:
                 most = max(most, len(link._buffer))

@@ -1,6 +1,10 @@
 """What comes in over a link and is not from a member is refused and counted, and changes nothing."""
 
 import asyncio
+import contextlib
+import random
+import re
+import shutil
 import socket
 import ssl
 import struct
@@ -11,6 +15,7 @@ import msgspec
 import pytest
 
 from cluster.certificates import make_all, make_certificate, tls_files
+from cluster.consensus import refusals
 from cluster.consensus.messages import (
     PROTOCOL_VERSION,
     Append,
@@ -26,7 +31,8 @@ from cluster.consensus.messages import (
 )
 from cluster.consensus.peers import CLOCK_SAMPLES, ClockSamples
 from cluster.consensus.settings import EXIT_BROKEN_INVARIANT, FRAME_BYTES_MAX, EngineSettings
-from tests.cluster.engines import Cluster, run, until
+from tests.cluster.engines import Cluster, free_port, run, until
+from tests.cluster.link_ends import Ends
 
 
 def frame(message: Message) -> bytes:
@@ -136,10 +142,35 @@ async def no_tls(cluster: Cluster, folder: Path) -> None:
     writer.close()
 
 
+async def an_expired_certificate(cluster: Cluster, folder: Path) -> None:
+    shutil.copytree(folder / "certs", folder / "over")
+    make_certificate(folder / "over", "b1", days=0)
+    hello = frame(Hello(PROTOCOL_VERSION, cluster.topology.cluster_id, "b1", 1))
+    await Impostor(cluster, folder / "over", "b1").say(hello, USURPER)
+
+
+async def an_older_tls(cluster: Cluster, folder: Path) -> None:
+    impostor = Impostor(cluster, folder / "certs", "b1")
+    impostor.context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await impostor.say(USURPER)
+
+
+async def random_bytes(cluster: Cluster, folder: Path) -> None:
+    reader, writer = await asyncio.open_connection(*Impostor(cluster, folder, None).address)
+    writer.write(random.Random(1).randbytes(100_000))
+    with contextlib.suppress(ConnectionError):
+        await reader.read()
+    writer.close()
+
+
 ATTACKS = [
-    (no_certificate, "refused_handshake"),
-    (another_authority, "refused_handshake"),
+    (no_certificate, "refused_certificate"),
+    (another_authority, "refused_certificate"),
+    (an_expired_certificate, "refused_certificate"),
     (no_tls, "refused_handshake"),
+    (random_bytes, "refused_handshake"),
+    (an_older_tls, "refused_handshake"),
     (not_a_member, "refused_stranger"),
     (a_gateway, "refused_name"),
     (its_own_name, "refused_name"),
@@ -171,6 +202,59 @@ def test_strangers_and_garbage_are_refused_counted_and_change_nothing(tmp_path: 
         assert cluster.left == []
 
     run(main())
+
+
+def test_a_recorded_connection_is_worth_nothing(tmp_path: Path) -> None:
+    """All bytes that a member sent, from its first to its last, sent again to the same address."""
+
+    async def main() -> None:
+        async with Ends(tmp_path, "a", "b") as ends:
+            a = await ends.start("a", "b")
+            tape: list[bytes] = []
+
+            async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, onto: list[bytes]) -> None:
+                with contextlib.suppress(ConnectionError):
+                    while data := await reader.read(1 << 16):
+                        onto.append(data)
+                        writer.write(data)
+                writer.close()
+
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                far_reader, far_writer = await asyncio.open_connection(*ends.addresses["a"])
+                await asyncio.gather(pump(reader, far_writer, tape), pump(far_reader, writer, []))
+
+            port = free_port()
+            proxy = await asyncio.start_server(serve, "127.0.0.1", port)
+            b = ends.make("b")
+            b.links.set_peers({"a": ("127.0.0.1", port)})
+            await b.links.start()
+            await until(lambda: a.linked("b") and b.linked("a"))
+            assert b.links.send("a", Application("k", b"pay alice"))
+            await until(lambda: ("got", "b", b"pay alice") in a.news)
+            await ends.ends.pop("b").links.stop()
+            proxy.close()
+            await until(lambda: a.news[-1] == ("down", "b"))
+            news = list(a.news)
+            assert len(b"".join(tape)) > 1000
+            for number in (1, 2):
+                reader, writer = await asyncio.open_connection(*ends.addresses["a"])
+                writer.write(b"".join(tape))
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+                writer.close()
+                await until(lambda n=number: a.links.counters["refused_handshake"] == n)  # type: ignore[misc]
+            assert a.news == news
+
+    run(main())
+
+
+def test_each_word_that_is_counted_is_explained() -> None:
+    folder = Path(refusals.__file__).parent
+    text = "".join((folder / name).read_text("utf-8") for name in LINK_FILES)
+    counted = set(re.findall(r'refuse\("(\w+)"|counters\["(\w+)"\]', text))
+    words = {word for pair in counted for word in pair if word}
+    assert words - set(refusals.REFUSALS) == NO_REFUSALS
+    assert set(refusals.REFUSALS) - words == {"refused_certificate", "refused_handshake"}
 
 
 def test_a_silent_stranger_is_given_up(tmp_path: Path) -> None:
@@ -309,11 +393,22 @@ def test_where_to_dial_is_apart_from_who_answers(tmp_path: Path) -> None:
             cluster.settings_of = crossed
             t1 = await cluster.start("t1")
             await cluster.leader()
-            await until(lambda: t1.counters["refused_handshake"] > 0)
+            await until(lambda: t1.counters["refused_certificate"] > 0)
             await until(lambda: any(peer.connected for peer in t1.status().peers))
             assert {peer.name: peer.connected for peer in t1.status().peers} == {"a1": False, "b1": True}
 
     run(main())
+
+
+LINK_FILES = ("transport.py", "connection.py", "listener.py", "identity.py")
+NO_REFUSALS = {
+    "application_held_back",
+    "certificates_taken",
+    "link_renewals",
+    "renewals_waiting",
+    "strangers_told",
+    "superseded",
+}
 
 
 # -- frames ---------------------------------------------------------------------------------------
