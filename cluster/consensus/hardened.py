@@ -573,6 +573,7 @@ class HardenedEngine:
         if base is None or not self._running:
             return
         self._book.configured(base, committed=self._raft.configuration_committed)
+        self._say_farewell()
         self._peers_changed()
         for name in self._raft.connected:
             self._links.send(name, self._book.told())
@@ -585,6 +586,13 @@ class HardenedEngine:
 
     def _peers_changed(self) -> None:
         self._links.set_peers(self._addresses())
+
+    def _say_farewell(self) -> None:
+        """To whom is removed, before its link is closed: one that dials nobody could not come and ask."""
+        for name in self._raft.connected - self._addresses().keys():
+            farewell = self._book.farewell(name)
+            if farewell is not None:
+                self._links.send(name, farewell)
 
     def stranger(self, member: str) -> Removed | None:
         """What to tell a member of this cluster that is not among the peers."""

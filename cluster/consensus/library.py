@@ -64,6 +64,7 @@ METHODS = (
     "_SyncObj__deleteEntriesTo",
     "_SyncObj__doApplyCommand",
     "_SyncObj__generateRaftTimeout",
+    "_SyncObj__getEntries",
     "_SyncObj__loadDumpFile",
     "_SyncObj__onBecomeLeader",
     "_SyncObj__onMessageReceived",

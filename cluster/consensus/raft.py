@@ -172,6 +172,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._nodes: dict[str, Any] = {}
         self._configured_index = 0
         self._told_committed = True
+        self._parting: frozenset[str] = frozenset()
         self._progress: dict[str, Progress] = {}
         self._sequence = 0
         self._held: list[tuple[str, Raft]] = []
@@ -520,6 +521,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     # -- the leader's side -----------------------------------------------------------------------
 
+    def _SyncObj__getEntries(self, fromIDx: int, count: int | None = None, maxSizeBytes: int | None = None) -> Any:
+        # The library's commit loop looks at each entry before it counts it. One that a leader has not synced is not
+        # there for it: a single voter counts nobody else, so CappedMatch is not asked.
+        if self.is_leader and fromIDx > self.journal.durable_index:
+            return []
+        return super()._SyncObj__getEntries(fromIDx, count, maxSizeBytes)
+
     def _SyncObj__onBecomeLeader(self) -> None:
         now = monotonic()
         self._progress = {name: Progress(self.journal.last_index + 1, heard_at=now) for name in self.others}
@@ -553,13 +561,23 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                 if speak or not (progress.probe_sent or progress.stranded):
                     self._append_to(name, progress, empty=progress.probe_sent)
                 continue
-            while progress.next_index <= self.journal.last_index and progress.may_send():
+            last_index = self._last_for(name)
+            while progress.next_index <= last_index and progress.may_send():
                 silent = False
                 if not self._append_to(name, progress, empty=False):
                     break
             # Followers answer their own clients from what they applied: tell them of commits at once.
             if silent and (speak or commit_index > progress.commit_sent):
                 self._append_to(name, progress, empty=True)
+
+    def _last_for(self, member: str) -> int:
+        """The last entry to send. Who is being demoted gets that entry when it is committed.
+
+        Before, it may still be needed: with the entry it would not campaign, and would vote for none that lacks it.
+        """
+        if member in self._parting and not self.configuration_committed:
+            return self._configured_index - 1
+        return self.journal.last_index
 
     def _append_to(self, member: str, progress: Progress, *, empty: bool) -> bool:
         journal = self.journal
@@ -577,6 +595,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             progress.next_index = journal.first_index + 1
         previous = progress.next_index - 1
         entries = [] if empty else journal.batch(progress.next_index, bytes_max=self.settings.batch_bytes)
+        if (last_index := self._last_for(member)) < journal.last_index:
+            entries = [entry for entry in entries if entry[1] <= last_index]
         self._sequence += 1
         message = Append(
             self.term,
@@ -654,7 +674,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """What every full replica that votes has stored may go, for witnesses too, which need none of it.
 
         Here more may go: a replica that is away too long gets a snapshot. Witnesses keep what it lacks, if it votes.
-        And less: a learner or read replica that is a little behind is waited for here, too.
+        And less: a learner or read replica that is a little behind is waited for here, too, but not for ever: who
+        does not vote must not fill the log of those who do.
         """
         stored = {name: p.stored_index for name, p in self._progress.items() if self.others[name] is MemberRole.replica}
         everywhere = [index for name, index in stored.items() if name in self.voters]
@@ -668,7 +689,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             waited_for = [
                 index
                 for name, index in stored.items()
-                if self._heard_lately(name) or (patient and self._progress[name].heard_at > silent_since)
+                if (self._heard_lately(name) and (patient or name in self.voters))
+                or (patient and self._progress[name].heard_at > silent_since)
             ]
             bound = min([*waited_for, self.stored_index]) - self.settings.trim_reserve
         self._trim_here(bound)
@@ -838,8 +860,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _say_disk(self, member: str) -> None:
         disk = self.journal.disk
         if disk.disk_id:
-            clean = self.term == 0 and self.journal.last_index <= 1
-            self._send(member, DiskIs(disk.disk_id, disk.joined, clean))
+            self._send(member, DiskIs(disk.disk_id, disk.joined, self._is_clean))
+
+    @property
+    def _is_clean(self) -> bool:
+        return self.term == 0 and self.journal.last_index <= 1
 
     def _on_disk(self, member: str, message: DiskIs) -> None:
         before, self._disks[member] = self._disks.get(member), message
@@ -859,8 +884,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                 self._say_disk(member)  # it says so again and again, until it counts
         if message.clean:
             self._clean.add(member)
-        if not self.joined and self.votes and self._clean >= set(self.other_voters):
-            # Nobody ever voted or took an entry: the cluster starts for the first time.
+        others = set(self.other_voters)
+        if not self.joined and self.votes and self._is_clean and others and self._clean >= others:
+            # Nobody ever voted or took an entry: the cluster starts for the first time. Only a log that is empty
+            # leaves it to the topology who "nobody" is, and a voter without others is what a lost majority left.
             log.info("%s joins: all members are new", self.member)
             self._join()
         if self.is_leader and member in self._progress:
@@ -920,6 +947,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.configuration, self._configured_index = base.configuration, base.index
         self.others = {m.name: m.role for m in base.configuration.members if m.name != self.member}
         self.voters = base.configuration.voters
+        self._parting = before.voters - self.voters
         for name in self.others:
             self._nodes.setdefault(name, Node(name))
         self._SyncObj__otherNodes = {self._nodes[name] for name in self.other_voters}
@@ -990,6 +1018,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             raise NotYet(f"{name} is on a new disk and has not caught up")
         if not self._heard_lately(name):
             raise NotYet(f"{name} is not heard")
+        if progress.stranded:
+            raise NotYet(f"{name} needs a snapshot first")
         lag = self.journal.last_index - progress.matched_index
         if lag > self.settings.promote_lag:
             raise NotYet(f"{name} lacks {lag} entries; at most {self.settings.promote_lag} may lack")
@@ -1027,7 +1057,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _back(self) -> Promote | None:
         for name in self.configuration.demoted:
-            if name in self._progress and self._progress[name].joined and not self._progress[name].stranded:
+            if name in self._progress:
                 try:
                     self._check_caught_up(name)
                 except NotYet:

@@ -1,0 +1,153 @@
+"""What a review of changing members found, each as the test that failed before."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.consensus.journal import CONFIGURATION
+from cluster.consensus.messages import Append, DiskIs
+from cluster.consensus.raft import NotYet, RaftSettings
+from cluster.consensus.settings import EXIT_REMOVED
+from cluster.membership import Add, Configuration, Demote, Promote, Remove, encode
+from cluster.topology import MemberRole, Standing
+from tests.cluster.engines import Cluster, run, until
+from tests.cluster.lab import TIMING, Clock, Lab, described, virtual_time
+from tests.cluster.test_membership import asked, bring, change, grown, newcomer, start_newcomer
+
+LEARNER, READER = Standing.learner, Standing.read_replica
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    with virtual_time() as clock:
+        yield clock
+
+
+def alone(clock: Clock) -> Lab:
+    """a is the only voter, as after the loss of a majority."""
+    lab = Lab(clock, "a")
+    lab.run_until(lambda: lab["a"].raft.is_leader, within=3.0)
+    lab.run(0.2)
+    return lab
+
+
+def test_a_single_voter_commits_only_what_it_has_synced(clock: Clock) -> None:
+    lab = alone(clock)
+    reader = bring(lab, "r")
+    change(lab, "a", Add(described("r", MemberRole.replica, READER)))
+    lab.run(0.5)
+    a = lab["a"]
+    a.auto_sync = False
+    index = a.raft.append(b"not on the disk of the only voter")
+    lab.run(0.3)
+    assert reader.journal.durable_index >= index, "it left before it was synced here"
+    assert a.raft.commit_index < index
+    assert reader.payloads == []
+    a.crash()
+    a.auto_sync = True
+    a.restart(applied_index=1)
+    lab.run_until(lambda: a.raft.is_leader, within=3.0)
+    lab.propose("a", b"what there is instead")
+    lab.run(0.5)
+    assert reader.payloads == a.payloads == [b"what there is instead"]
+
+
+def test_a_single_voter_on_a_new_disk_does_not_begin_anew(clock: Clock) -> None:
+    """Its learners still have what it lost: an operator makes a group of them."""
+    lab = alone(clock)
+    b = bring(lab, "b")
+    change(lab, "a", Add(described("b", MemberRole.replica, LEARNER)))
+    lab.propose("a", b"acknowledged")
+    lab.run(0.5)
+    assert b.payloads == [b"acknowledged"]
+    lab["a"].wipe()
+    lab["a"].restart()
+    lab.run(3.0)
+    assert not lab["a"].raft.joined and not lab["a"].raft.is_leader
+    assert b.payloads == [b"acknowledged"]
+
+
+def test_what_was_clean_once_admits_nobody_when_the_members_are_others(clock: Clock) -> None:
+    """b, on a new disk, met c and d when they were new. By now they and b are the group, says the log that it gets."""
+    lab = Lab(clock, "abw", witnesses="w", new_disks=True)
+    lab.run(0.1)
+    b = lab["b"]
+    b.wipe()
+    b.start()
+    for name in "cd":
+        b.raft.peer_connected(name)
+        b.received(name, DiskIs(f"{name}-disk-0", joined=False, clean=True))
+    now = Configuration(0, [described(name, MemberRole.replica) for name in "bcd"], ["a", "w"])
+    b.received("c", Append(9, 1, 1, 0, 1, 0, [(9, CONFIGURATION + encode(now))]))
+    assert b.raft.voters == {"b", "c", "d"}
+    b.received("c", DiskIs("c-disk-0", joined=True, clean=False))
+    assert not b.raft.joined
+
+
+def test_a_read_replica_that_stands_still_does_not_hold_the_log_for_ever(clock: Clock) -> None:
+    settings = RaftSettings(timing=TIMING, trim_reserve=0, laggard_entries=50)
+    lab = Lab(clock, "abw", witnesses="w", settings=settings)
+    lab.elect("a")
+    bring(lab, "r")
+    change(lab, "a", Add(described("r", MemberRole.replica, READER)))
+    for _ in range(20):
+        lab.propose("a", *[b"payload"] * 10)
+        lab.run(0.1)
+        for name in "ab":
+            lab[name].raft.stored_index = lab[name].raft.applied_index
+    lab.run(0.3)
+    assert lab["r"].raft.applied_index > 200 and lab["r"].raft.stored_index == 0
+    a = lab["a"]
+    assert len(a.journal) <= settings.laggard_entries + 1, "r is heard, and stores nothing"
+
+
+def test_a_learner_that_needs_a_snapshot_is_not_promoted(clock: Clock) -> None:
+    lab = grown(clock)
+    a, c = lab["a"], lab["c"]
+    c.crash()
+    lab.run(0.1)
+    lab.propose("a", *[b"%d" % i for i in range(20)])
+    lab.run(0.2)
+    for name in "ab":
+        lab[name].raft.stored_index = lab[name].raft.applied_index
+    a.journal.trim_to(a.raft.applied_index)
+    lab.run(0.1)
+    c.restart(applied_index=c.disk.commit_index)
+    lab.run(0.3)
+    assert a.raft.stranded == ["c"]
+    with pytest.raises(NotYet, match="c needs a snapshot"):
+        a.raft.change(Promote("c"))
+
+
+def test_a_voter_that_is_demoted_is_needed_until_that_is_committed(clock: Clock) -> None:
+    """Four voters, and the leader goes when only c has heard that c is demoted: three of four must go on."""
+    lab = grown(clock)
+    change(lab, "a", Promote("c"))
+    lab.run(0.3)
+    lab.net.part("a", "bw")
+    lab["a"].raft.change(Demote("c"))
+    lab.run(0.05)
+    lab["a"].crash()
+    lab.net.heal()
+    lab.run_until(lambda: lab.leader() is not None and not lab.leader().raft.caretaker, within=5.0)  # type: ignore[union-attr]
+    leader = lab.leader()
+    assert leader is not None
+    leader.raft.append(b"on")
+    lab.run_until(lambda: leader.payloads[-1:] == [b"on"], within=1.0)
+
+
+def test_a_removed_member_whom_others_dial_is_told(tmp_path: Path) -> None:
+    """a1 dials nobody: of a pair, the later name does. So it can't come and ask."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path) as cluster:
+            await cluster.propose(b"one")
+            member = newcomer(cluster, "b2")
+            await asked(cluster, Add(member))
+            await start_newcomer(cluster, member)
+            await asked(cluster, Promote("b2"))
+            await asked(cluster, Remove("a1"))
+            await until(lambda: [(name, code) for name, code, _ in cluster.left] == [("a1", EXIT_REMOVED)])
+
+    run(main())
