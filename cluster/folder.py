@@ -47,6 +47,8 @@ key = "../certs/{name}.key"
 # [api_tls]  # serve the API over HTTPS
 # cert = "api.crt"
 # key = "api.key"
+# client_ca = "../certs/ca.crt"       # verify certificates that clients offer, such as ../certs/gateway-*.crt
+# require_client_certificate = true   # and take nobody without one
 
 [timing]     # milliseconds, for example: command_timeout_ms = 5000, flush_ms = 250
 [limits]     # for example: rate_per_s = 50000 (per principal), connections_max = 10000

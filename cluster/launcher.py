@@ -172,13 +172,23 @@ class Launcher:
                 raise NotReady(f"{', '.join(waiting)} not ready after {timeout_ms / 1000:g} s; see {logs}")
             time.sleep(POLL_MS / 1000)
 
+    def _any_certificate(self, name: str) -> ssl.SSLContext:
+        # Asks our own machine whether a port answers; no secret is sent and none believed.
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        # A member that takes no client without a certificate takes its own, when the cluster's authority is trusted.
+        with contextlib.suppress(OSError):
+            context.load_cert_chain(self.folder.certs / f"{name}.crt", self.folder.certs / f"{name}.key")
+        return context
+
     def is_ready(self, name: str) -> bool:
         """Whether the member answers /readyz with 200 now, and not another cluster's on its port."""
         member = self.members[name]
         connection: http.client.HTTPConnection
         if self.folder.scheme(name) == "https":
             connection = http.client.HTTPSConnection(
-                member.api_host, member.api_port, timeout=1.0, context=_any_certificate()
+                member.api_host, member.api_port, timeout=1.0, context=self._any_certificate(name)
             )
         else:
             connection = http.client.HTTPConnection(member.api_host, member.api_port, timeout=1.0)
@@ -378,14 +388,6 @@ def _death_wish(parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return wish
-
-
-def _any_certificate() -> ssl.SSLContext:
-    # Asks our own machine whether a port answers; no secret is sent and none believed.
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def run_down(launcher: Launcher) -> None:

@@ -5,7 +5,6 @@ import gc
 import os
 import shutil
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from cluster.topology import MemberRole, Standing
 from node import docs_page, feed, install, openapi, stream
 from node.answers import Answers
 from node.api import accounts, cluster, commands, markets, orders, status
+from node.api_tls import ApiListener
 from node.auth import Authenticator, public_keys
 from node.catalogue import Catalogue
 from node.changes import Changes
@@ -40,6 +40,7 @@ from node.intake import Intake
 from node.leading import Leading
 from node.leaving import ALONE_MS, LEAVING, Leaving
 from node.limits import ConnectionGuard, HttpLimits, middlewares
+from node.link_metrics import LinkMetrics
 from node.metrics import Metrics
 from node.ratelimit import RateLimiter, Rates
 from node.reads import Reads
@@ -119,7 +120,7 @@ class App:
         self._observe_apply = node.metrics.stage_seconds["apply"].observe
         self._driver: Driver | None = None
         self._guard = ConnectionGuard(HttpLimits.of(limits))
-        self._server: asyncio.Server | None = None
+        self._listener = ApiListener(config.api_tls)
         self._runner: web.AppRunner | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._term_led = 0
@@ -225,6 +226,12 @@ class App:
         metrics.watch_count(
             lambda: guard.cut, name="tiebreak_connections_cut", text="Connections closed as idle or too slow"
         )
+        engine, config = node.engine, self.config
+        certificates = {"member": config.tls.certificate, "authority": config.tls.ca}
+        if config.api_tls is not None:
+            certificates["api"] = config.api_tls.certificate
+        if isinstance(engine, HardenedEngine):
+            metrics.registry.register(LinkMetrics(lambda: engine.counters, certificates))
 
     def _watch_replica(self) -> None:
         node, limits = self.node, self.config.limits
@@ -272,19 +279,8 @@ class App:
         server = self._runner.server
         if server is None:
             raise RuntimeError("the runner made no server")
-        self._server = await asyncio.get_running_loop().create_server(
-            self._guard.factory(server), member.api_host, member.api_port, ssl=self._tls(), backlog=1024
-        )
+        await self._listener.start(self._guard.factory(server), member.api_host, member.api_port)
         self._guard.start()
-
-    def _tls(self) -> ssl.SSLContext | None:
-        if self.config.api_tls is None:
-            return None
-        cert, key = self.config.api_tls
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(cert, key)
-        return context
 
     # ---- what the engine tells ----
 
@@ -410,8 +406,7 @@ class App:
         node.ready = False
         await self._leaving.stop()
         await node.changes.stop()
-        if self._server is not None:
-            self._server.close()
+        await self._listener.close()
         await self._guard.stop()
         if self._runner is not None:
             await self._runner.cleanup()

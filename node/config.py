@@ -1,6 +1,5 @@
 """What one member is told at start: its TOML file and the topology, read once, checked, then never changed."""
 
-import ssl
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from msgspec import Struct
 
 from cluster.certificates import TlsFiles, check_identity
 from cluster.topology import InvalidTopology, Member, MemberRole, Topology, read_topology
+from node.api_tls import ApiTlsFiles, make_context
 from node.auth import Authenticator, public_keys
 from statemachine.codec import BATCH_BYTES_MAX, COMMANDS_PER_BATCH_MAX
 
@@ -116,8 +116,12 @@ class PeerTls(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ApiTls(Struct, frozen=True, forbid_unknown_fields=True):
+    """client_ca: signs certificates of clients, gateways' say; one that is offered is verified."""
+
     cert: str
     key: str
+    client_ca: str = ""
+    require_client_certificate: bool = False
 
 
 class MemberFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,7 +148,7 @@ class NodeConfig(Struct, frozen=True):
     token_public_key: bytes
     session_key: bytes
     tls: TlsFiles
-    api_tls: tuple[Path, Path] | None
+    api_tls: ApiTlsFiles | None
     timing: NodeTiming
     limits: NodeLimits
     retention: Retention
@@ -248,7 +252,6 @@ def read_config(path: Path) -> NodeConfig:
     except InvalidTopology as error:
         raise InvalidConfig(f"name = {file.name!r} in {path.name}: {error}") from error
     _check_across(file, topology)
-    api = file.api_tls
     tls = TlsFiles(
         ca=_exists(base, "tls.ca", file.tls.ca),
         certificate=_exists(base, "tls.cert", file.tls.cert),
@@ -259,8 +262,6 @@ def read_config(path: Path) -> NodeConfig:
     _holds(
         f"auth.token_public_key = {file.auth.token_public_key!r}", lambda: Authenticator(public_keys(token_public_key))
     )
-    if api is not None:
-        _check_api_tls(_exists(base, "api_tls.cert", api.cert), _exists(base, "api_tls.key", api.key))
     return NodeConfig(
         name=file.name,
         topology=topology,
@@ -268,9 +269,7 @@ def read_config(path: Path) -> NodeConfig:
         token_public_key=token_public_key,
         session_key=_session_key(_read(base, "auth.session_key", file.auth.session_key)),
         tls=tls,
-        api_tls=None
-        if api is None
-        else (_exists(base, "api_tls.cert", api.cert), _exists(base, "api_tls.key", api.key)),
+        api_tls=None if file.api_tls is None else _api_tls(base, file.api_tls),
         timing=file.timing,
         limits=file.limits,
         retention=file.retention,
@@ -305,11 +304,23 @@ def _check_across(file: MemberFile, topology: Topology) -> None:
             )
 
 
-def _check_api_tls(cert: Path, key: Path) -> None:
+def _api_tls(base: Path, api: ApiTls) -> ApiTlsFiles:
+    files = ApiTlsFiles(
+        certificate=_exists(base, "api_tls.cert", api.cert),
+        key=_exists(base, "api_tls.key", api.key),
+        client_ca=_exists(base, "api_tls.client_ca", api.client_ca) if api.client_ca else None,
+        required=api.require_client_certificate,
+    )
+    if files.required and files.client_ca is None:
+        raise InvalidConfig(
+            "api_tls.require_client_certificate = true and api_tls.client_ca is not there: nobody could be verified"
+        )
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+        make_context(files)
     except OSError as error:
-        raise InvalidConfig(f"api_tls: {cert} and {key} can't be used together: {error}") from error
+        named = " and ".join(str(path) for path in (files.certificate, files.key, files.client_ca) if path is not None)
+        raise InvalidConfig(f"api_tls: {named} can't be used together: {error}") from error
+    return files
 
 
 def _holds(setting: str, check: Callable[[], object]) -> None:

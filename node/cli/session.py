@@ -71,6 +71,16 @@ Authority = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+Certificate = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert",
+        envvar="TIEBREAK_CERT",
+        metavar="FILE",
+        help="Show this certificate to nodes that ask for one; its key is beside it, as FILE with .key at its end.",
+        rich_help_panel=PANEL,
+    ),
+]
 
 Account = Annotated[
     str,
@@ -107,6 +117,7 @@ class Session:
         as_json: bool = False,
         timeout_ms: int = 5_000,
         ca: Path | None = None,
+        cert: Path | None = None,
         keyed: bool = False,
     ) -> None:
         """keyed: the user chose the key, so running the line again must be the same command."""
@@ -116,6 +127,7 @@ class Session:
         self._token = token
         self._timeout_ms = timeout_ms
         self._ca = ca
+        self._cert = cert
         self._keyed = keyed
         self._scope = ""
 
@@ -140,9 +152,11 @@ class Session:
             ]
         token = self._token or self._mint(role, account)
         try:
-            tls = ssl.create_default_context(cafile=str(self._ca)) if self._ca is not None else None
+            tls = ssl.create_default_context(cafile=self._ca) if self._ca or self._cert else None
+            if tls is not None and self._cert is not None:
+                tls.load_cert_chain(self._cert, self._cert.with_suffix(".key"))
             return Client(members, token=token, timeout_ms=self._timeout_ms, tls=tls, stamp=not self._keyed)
-        except (ValueError, ssl.SSLError) as error:
+        except (ValueError, OSError) as error:
             raise CliError(str(error)) from error
 
     def finish(self, outcome: Outcome, text: Callable[[Answer], str], *, looked_up: bool = False) -> None:
@@ -247,6 +261,7 @@ SHARED = {
     "token": _shared("token", Token, ""),
     "timeout_ms": _shared("timeout_ms", Timeout, 5_000),
     "ca": _shared("ca", Authority, None),
+    "cert": _shared("cert", Certificate, None),
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.certificates import make_all
 from cluster.consensus.engine import Role
+from node.api_tls import ApiTlsFiles
 from node.app import EXIT_DIVERGED, App, Diverged
 from node.install import DIVERGED_FILE
 from statemachine.codec import Envelope, encode_batch, encode_command
@@ -195,7 +196,9 @@ def test_the_listener_speaks_tls_when_certificates_are_configured(tmp_path: Path
     async def main() -> None:
         make_all(tmp_path, "c", ["localhost"])
         config = make_config(tmp_path)
-        config = msgspec.structs.replace(config, api_tls=(tmp_path / "localhost.crt", tmp_path / "localhost.key"))
+        config = msgspec.structs.replace(
+            config, api_tls=ApiTlsFiles(tmp_path / "localhost.crt", tmp_path / "localhost.key")
+        )
         trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
         async with running(config) as caller:
             member = config.member

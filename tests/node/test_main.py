@@ -59,6 +59,16 @@ BAD = [
         '[api_tls]\ncert = "../certs/dc-a.crt"\nkey = "../certs/dc-b.key"\n#',
         ["dc-a.crt", "dc-b.key", "together"],
     ),
+    (
+        "# [api_tls]",
+        '[api_tls]\ncert = "../certs/dc-a.crt"\nkey = "../certs/dc-a.key"\nrequire_client_certificate = true\n#',
+        ["api_tls.require_client_certificate = true", "api_tls.client_ca"],
+    ),
+    (
+        "# [api_tls]",
+        '[api_tls]\ncert = "../certs/dc-a.crt"\nkey = "../certs/dc-a.key"\nclient_ca = "../certs/ca.key"\n#',
+        ["dc-a.crt", "ca.key", "together"],
+    ),
     ("../keys/token.pub", "../certs/elliptic.pub", ["auth.token_public_key", "ECPublicKey", "Ed25519"]),
     ("../certs/dc-a.crt", "../certs/dc-b.crt", ["tls", "dc-b.crt names ['dc-b']", "the member is 'dc-a'"]),
     ("../certs/dc-a.key", "../certs/dc-b.key", ["tls", "dc-b.key is not the key of", "dc-a.crt"]),

@@ -1,13 +1,16 @@
 """`tiebreak cluster rotate-certificates` on real members: they go on, and each step waits for who is not ready."""
 
 import json
+import re
+import ssl
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.certificates import read_certificates
+from cluster.certificates import make_certificate, read_certificates
 from cluster.folder import ClusterFolder
 from cluster.launcher import Launcher, run_down
 from tests.cluster.test_launcher import free_ports
@@ -101,3 +104,39 @@ def test_what_can_not_be_is_said(user: User, folder: Path) -> None:
     ran = user.does("cluster rotate-certificates", code=1)
     assert "run this where it is kept" in " ".join(ran.err.split())
     assert serials(folder) == before
+
+
+API_TLS = """
+[api_tls]
+cert = "../certs/localhost.crt"
+key = "../certs/localhost.key"
+client_ca = "../certs/ca.crt"
+require_client_certificate = true
+"""
+
+
+def test_a_node_that_takes_gateways_alone_is_asked_with_a_gateways_certificate(user: User, folder: Path) -> None:
+    certs = folder / "certs"
+    make_certificate(certs, "localhost")
+    for name in MEMBERS:
+        path = folder / "members" / f"{name}.toml"
+        path.write_text(path.read_text("utf-8").replace("[timing]", API_TLS + "[timing]"), "utf-8")
+    user.does("up")
+    port = ClusterFolder(folder).topology().member("dc-a").api_port
+    asked = f"asset list --url https://localhost:{port} --ca {certs / 'ca.crt'}"
+    assert user.does(f"{asked} --timeout-ms 500", code=4)
+    assert user.gets(f"{asked} --cert {certs / 'gateway-dc-a.crt'}")["assets"] == []
+    missing = user.does(f"{asked} --cert {certs / 'gateway-dc-z.crt'}", code=1)
+    assert "No such file" in " ".join(missing.err.split())
+    page = _metrics(certs, port)
+    assert 'tiebreak_consensus_events_total{event="refused_certificate"} 0.0' in page
+    found = dict(re.findall(r'tiebreak_certificate_expiry_seconds{certificate="(\w+)"} (\S+)', page))
+    assert set(found) == {"member", "authority", "api"}
+    assert all(3649 * 86_400 < float(left) < 3650 * 86_400 for left in found.values())
+
+
+def _metrics(certs: Path, port: int) -> str:
+    context = ssl.create_default_context(cafile=certs / "ca.crt")
+    context.load_cert_chain(certs / "gateway-dc-a.crt", certs / "gateway-dc-a.key")
+    with urllib.request.urlopen(f"https://localhost:{port}/metrics", context=context) as page:
+        return page.read().decode()
