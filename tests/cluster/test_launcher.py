@@ -194,10 +194,18 @@ def test_one_more_member_has_files_of_its_own_and_ports_that_nobody_has(launcher
     assert add_member(folder, "dc-c") == []
     topology = folder.topology()
     first = topology.members[0].peer_port
-    pairs = next_ports(topology)
-    assert pairs[0] == (first + 3, first + 13)
-    taken = {port for member in topology.members for port in (member.peer_port, member.api_port)}
-    assert not taken & {port for pair in pairs for port in pair}
+    assert next_ports(topology)[0] == (first + 3, first + 13)
+    # The row of peers has come to where the row of APIs begins.
+    more = [
+        msgspec.structs.replace(
+            topology.members[0], name=f"m{place}", peer_port=first + place, api_port=first + 10 + place
+        )
+        for place in range(3, 10)
+    ]
+    assert next_ports(msgspec.structs.replace(topology, members=[*topology.members, *more]))[0] == (
+        first + 20,
+        first + 30,
+    )
     (folder.certs / "ca.key").unlink()
     with pytest.raises(FolderError, match=r"ca\.key"):
         add_member(folder, "dc-d")

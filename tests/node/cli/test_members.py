@@ -7,22 +7,33 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.client import MEMBERS_PATH
 from tests.node.test_cluster import BUY, Group
 from tests.node.test_handover import Load
 from tests.node.test_takeover import run
 
+OPERATOR: dict[str, Any] = {"role": "operator", "accounts": ("*",)}
 
-async def cli(group: Group, line: str, *, code: int = 0, killed_after_s: float = 0.0) -> Any:
-    """Run `tiebreak LINE --json` as a process of its own; what it printed, or its talk when it failed."""
+
+async def cli(
+    group: Group, line: str, *, code: int = 0, killed_once: Callable[[], Awaitable[bool]] | None = None
+) -> Any:
+    """Run `tiebreak LINE --json` as a process of its own; what it printed, or its talk when it failed.
+
+    killed_once: SIGKILL it as soon as this is so.
+    """
     environment = {**os.environ, "TIEBREAK_CLUSTER": str(group.folder.root), "COLUMNS": "200"}
     pipe = asyncio.subprocess.PIPE
     program = [sys.executable, "-m", "node.cli.main", *line.split(), "--json"]
     process = await asyncio.create_subprocess_exec(*program, env=environment, stdout=pipe, stderr=pipe)
-    if killed_after_s:
-        await asyncio.sleep(killed_after_s)
+    if killed_once is not None:
+        ending = asyncio.ensure_future(process.wait())
+        while not ending.done() and not await killed_once():
+            await asyncio.wait({ending}, timeout=0.002)
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)
         await process.communicate()
@@ -102,9 +113,28 @@ def test_a_replica_that_is_gone_for_good_is_replaced_under_load(tmp_path: Path) 
 def test_a_replacement_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     async def talk(group: Group) -> None:
         lose(group, "dc-b")
-        # 0.3 s is before anything was asked, the last one usually after all was done.
-        for seconds in (0.3, 0.45, 0.6, 0.8, 1.1):
-            await cli(group, "cluster replace dc-b dc-b2", killed_after_s=seconds)
+
+        async def seen() -> Any:
+            return (await group.once("dc-a", "GET", f"{MEMBERS_PATH}?consistency=local", **OPERATOR))[1]
+
+        async def has_file() -> bool:
+            return group.folder.config("dc-b2").exists()
+
+        async def learns() -> bool:
+            return "dc-b2" in standings(await seen())
+
+        async def runs() -> bool:
+            return group.folder.pid("dc-b2").exists()
+
+        async def votes() -> bool:
+            return standings(await seen()).get("dc-b2") == "voter"
+
+        async def is_removed() -> bool:
+            return "dc-b" in (await seen())["removed"]
+
+        for step in (has_file, learns, runs, votes, is_removed):
+            await cli(group, "cluster replace dc-b dc-b2", killed_once=step)
+            assert await step()
         view = await cli(group, "cluster replace dc-b dc-b2")
         assert standings(view) == {"dc-a": "voter", "tiebreaker": "voter", "dc-b2": "voter"}
         assert [member.name for member in group.folder.topology().members] == list(standings(view))
