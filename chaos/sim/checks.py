@@ -51,6 +51,7 @@ class Watched(Protocol):
     lost_disks: list[Disk]
     must_hold: int
     first: Configuration
+    retired: bool
 
 
 class Shadow:
@@ -203,10 +204,18 @@ class Checks:
         known = [after for index, after in shadow.configurations if index <= shadow.committed]
         return bool(known) and name in known[-1].removed
 
-    def any_voters(self) -> set[str]:
-        """Whom any living member counts, or the newest committed configuration."""
-        voters = {name for m in self.members.values() if m.alive for name in self.shadows[m.name].in_force.voters}
-        return voters | (self.configurations[-1][1].voters if self.configurations else frozenset())
+    def can_spare(self, name: str) -> bool:
+        """Whether this member's disk may be lost: every other voter's counts, and they make a majority without it.
+
+        By any configuration that a member may come back with, and the newest committed one.
+        """
+        known = [self.shadows[m.name].in_force for m in self.members.values() if not m.retired]
+        known += [after for _, after in self.configurations[-1:]]
+        return all(
+            len(one.voters - {name}) >= one.quorum
+            and all(self.members[voter].disk.record.joined for voter in one.voters)
+            for one in known
+        )
 
     def _in_force(self, member: Watched, shadow: Shadow) -> None:
         """The newest configuration of the log counts, committed or not."""

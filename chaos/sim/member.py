@@ -33,7 +33,7 @@ from statemachine.records import Applied
 from statemachine.results import AnyResult, Moved, Refused, Repeat
 
 GUARD_US = 500_000
-SNAPSHOT_US = 300_000
+SNAPSHOT_US = 500_000
 ENGINE_COUNTERS = (
     "truncations",
     "pre_votes",
@@ -668,11 +668,11 @@ class Member:
         return not journal.first_index <= copy.index <= journal.last_index
 
     def wipe(self) -> bool:
-        """The disk is lost, and a new one is put in. Only while every other voter's disk is one that counts."""
+        """The disk is lost, and a new one is put in: only where the members promise to survive that."""
         around = self.around
         if not around.engine.durable or not self.disk.record.joined:
             return False
-        if not all(around.members[name].disk.record.joined for name in around.checks.any_voters()):
+        if not around.checks.can_spare(self.name):
             return False
         self.crash("wiped")
         self.disks += 1

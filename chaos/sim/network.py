@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from chaos.sim.chance import Chance
 from chaos.sim.world import World
@@ -187,6 +188,10 @@ class Network:
     def _silent(self, source: str, target: str, connection: Connection) -> None:
         if connection.open and self.is_blocked(source, target):
             self.reset(source, target)
+
+    def calm(self) -> None:
+        """From now on no message takes much longer than others, and none comes twice."""
+        self.weather = replace(self.weather, spike=0, twice=0)
 
     def heal(self, but: Iterable[Pair] = ()) -> None:
         """Whatever is blocked passes again, what waited first; `but` these directions."""

@@ -57,7 +57,7 @@ class Operators:
     def _additions(
         self, configuration: Configuration, what: int, standing: Standing = Standing.learner
     ) -> list[Change]:
-        """A new machine, which is started a little earlier or later than it is asked for."""
+        """A new machine. Most are started when a leader has logged them, some before."""
         if len(configuration.members) >= MEMBERS_MAX:
             return []
         self._added += 1
@@ -69,7 +69,8 @@ class Operators:
         # Its own topology says what the operator believes, itself included: it may be out of date, or come to nothing.
         first = Configuration(configuration.generation, [*configuration.members, one], configuration.removed)
         member = self.recruit(one, first)
-        self.around.world.at(self.chance.between(0, 500_000), member.start)
+        if self.chance.happens(300):
+            self.around.world.at(self.chance.between(0, 500_000), member.start)
         return [Add(one)] if standing is Standing.read_replica else [Add(one), Promote(name)]
 
     # -- asking ----------------------------------------------------------------------------------
@@ -81,19 +82,31 @@ class Operators:
     def _ask(self, steps: list[Change], logged: Callable[[Member], None] | None) -> None:
         world, counters = self.around.world, self.around.counters
         if world.now_us >= self.end_us:
+            self._give_up(steps[0])
             return
         leader = self._leader()
         answer, index = leader.change(steps[0]) if leader is not None else ("not_leader", 0)
         counters[f"change_{answer}"] += 1
         if answer == "refused":
+            self._give_up(steps[0])
             return
         if leader is not None and answer == "logged":
             world.trace("operator", type(steps[0]).__name__, "logged", leader.name, index)
+            if isinstance(steps[0], Add):
+                world.at(self.chance.between(0, 500_000), self.around.members[steps[0].member.name].start)
             if logged is not None:
                 logged(leader)
             world.at(self.chance.between(*AGAIN_US), self._committed, steps, leader, leader.core.term, index)
             return
         world.at(self.chance.between(*AGAIN_US), self._ask, steps, logged)
+
+    def _give_up(self, change: Change) -> None:
+        """A machine that no leader has logged is of no use."""
+        if isinstance(change, Add):
+            member = self.around.members[change.member.name]
+            if not any(m.alive and m.core.configuration.member(member.name) for m in self.around.members.values()):
+                member.retired = True
+                member.crash("given_up")
 
     def _committed(self, steps: list[Change], leader: Member, term: int, index: int) -> None:
         """Whether it was; where that can't be known, the same is asked for again, which does no harm."""
