@@ -107,10 +107,29 @@ class Binance(BookHandler):
         if kind.startswith("depth"):
             return self._diff(DIFF.decode(envelope.data), receive_us)
         if kind == "bookTicker":
-            return self._quote(TICKER.decode(envelope.data), receive_us)
+            return self._ticker_frame(envelope, receive_us)
         if kind in ("trade", "aggTrade"):
             return self._trades(TRADE.decode(envelope.data), receive_us)
         return []  # an answer to our subscription, or a stream that we don't read
+
+    def _ticker_frame(self, envelope: Envelope, receive_us: int) -> list[Tick]:
+        try:
+            return self._quote(TICKER.decode(envelope.data), receive_us)
+        except (BadFrame, msgspec.MsgspecError) as error:
+            # The symbol has another price now, and we don't know it.
+            symbol = self._ours(envelope.stream.partition("@")[0].upper())
+            if symbol is None or self.quotes_from != "ticker":
+                raise
+            self.counts.count_bad(error.reason if isinstance(error, BadFrame) else "wrong_type")
+            self.counts.gaps += 1
+            return [self._status(StatusKind.GAP, receive_us, symbol, "a quote that can't be read")]
+
+    def _lost(self, reason: str, receive_us: int) -> list[Tick]:
+        """Quotes have no numbers: what can't be read at all may have been any symbol's."""
+        if self.quotes_from != "ticker" or reason not in ("garbage", "too_deep", "too_large"):
+            return []
+        self.counts.gaps += 1
+        return [self._status(StatusKind.GAP, receive_us, detail="a frame that can't be read")]
 
     def _quote(self, ticker: Ticker, receive_us: int) -> list[Tick]:
         symbol = self._ours(ticker.s)
@@ -174,12 +193,11 @@ class Binance(BookHandler):
         return ticks
 
     def _apply(self, symbol: str, book: Levels, diff: Parsed, receive_us: int) -> list[Tick]:
-        book.apply(diff.bids, diff.asks)
         self._last[symbol] = diff.last
-        if book.crossed:
+        if not self._apply_levels(book, diff.bids, diff.asks):
             self._waiting[symbol] = deque(maxlen=WAITING_MAX)
             self._ask(self._theirs(symbol))
-            return self._broken(symbol, receive_us, "the book crossed itself")
+            return self._broken(symbol, receive_us, "not a possible book")
         return self._changed(symbol, diff.bids, diff.asks, diff.venue_us, receive_us)
 
     def _fetched(self, key: str, body: bytes, receive_us: int) -> list[Tick]:

@@ -44,6 +44,15 @@ class BookHandler(Handler):
         diff = BookDiff(symbol, self.venue, seq, tuple(bids), tuple(asks), at_us, receive_us)
         return [diff, *self._quotes(symbol, self.books[symbol], venue_us, receive_us)]
 
+    def _apply_levels(self, book: Levels, bids: Sequence[Level], asks: Sequence[Level]) -> bool:
+        """False: the book is no longer one that can be (crossed, or too many levels); the caller breaks it."""
+        try:
+            book.apply(bids, asks)
+        except BadFrame as error:
+            self.counts.count_bad(error.reason)
+            return False
+        return not book.crossed
+
     def _quotes(self, symbol: str, book: Levels, venue_us: int, receive_us: int) -> list[Quote]:
         if self.quotes_from != "book":
             return []

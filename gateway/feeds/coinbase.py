@@ -108,7 +108,12 @@ class Coinbase(BookHandler):
         if ticks is None:
             return []
         for event in events:
-            ticks += self._event(event, venue_us, receive_us)
+            try:
+                ticks += self._event(event, venue_us, receive_us)
+            except BadFrame as error:
+                # Its number is taken, so nobody will miss it: what it spoke of is no longer known.
+                self.counts.count_bad(error.reason)
+                ticks += self._refused(event, receive_us)
         if message.channel == "heartbeats":
             self.counts.heartbeats += 1
             ticks.append(self._status(StatusKind.ALIVE, receive_us))
@@ -168,6 +173,20 @@ class Coinbase(BookHandler):
                 ticks.append(self.guard.quote(symbol, self.venue, *bid, *ask, venue_us, receive_us))
         return ticks
 
+    def _refused(self, event: "ParsedBook | TickerEvent | ParsedTrade", receive_us: int) -> list[Tick]:
+        if isinstance(event, ParsedTrade):
+            symbol = self._ours(event.product)
+            return [] if symbol is None else [self._status(StatusKind.TRADE_GAP, receive_us, symbol, "a bad trade")]
+        products = [event.product] if isinstance(event, ParsedBook) else [one.product_id for one in event.tickers]
+        symbols = [symbol for product in products if (symbol := self._ours(product)) is not None]
+        return [tick for symbol in symbols for tick in self._again(symbol, receive_us, "a bad update")]
+
+    def _again(self, symbol: str, receive_us: int, why: str) -> list[Tick]:
+        """Give a book up and ask for everything anew."""
+        self._broken_books.add(symbol)
+        self._requests += [*self._sends("unsubscribe"), *self._sends("subscribe")]
+        return self._broken(symbol, receive_us, why)
+
     def _book(self, event: "ParsedBook", venue_us: int, receive_us: int) -> list[Tick]:
         symbol = self._ours(event.product)
         if symbol is None:
@@ -186,11 +205,8 @@ class Coinbase(BookHandler):
         if book is None:
             self.counts.repeats += 1  # of a book that we gave up; its snapshot is on its way
             return []
-        book.apply(event.bids, event.asks)
-        if book.crossed:
-            self._broken_books.add(symbol)
-            self._requests += [*self._sends("unsubscribe"), *self._sends("subscribe")]
-            return self._broken(symbol, receive_us, "the book crossed itself")
+        if not self._apply_levels(book, event.bids, event.asks):
+            return self._again(symbol, receive_us, "not a possible book")
         return self._changed(symbol, event.bids, event.asks, venue_us, receive_us)
 
     def _trade(self, trade: "ParsedTrade", receive_us: int) -> list[Tick]:

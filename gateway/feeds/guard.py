@@ -38,6 +38,8 @@ class Counts(Struct, gc=False):
     crossed: int = 0
     late: int = 0
     ahead: int = 0
+    unwanted: int = 0
+    """Of symbols that were not asked for."""
     bad: dict[str, int] = {}
 
     def count_bad(self, reason: str) -> None:

@@ -118,7 +118,7 @@ class Handler:
         if self.symbols is not None:
             ours = self.symbols.get(symbol)
             if ours is None:
-                self.counts.count_bad("unknown_symbol")
+                self.counts.unwanted += 1
             return ours
         if symbol not in self._seen:
             if not symbol or len(symbol) > 32 or not symbol.isprintable() or len(self._seen) >= SYMBOLS_MAX:

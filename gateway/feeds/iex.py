@@ -63,8 +63,11 @@ class IexTops(Handler):
             try:
                 self._message(frame, at, length, receive_us, ticks)
             except BadFrame as error:
-                # The messages of a segment are independent: the others are good.
+                # The messages of a segment are independent: the others are good. What this one spoke of is unknown.
                 self.counts.count_bad(error.reason)
+                self.counts.gaps += 1
+                kind = StatusKind.TRADE_GAP if frame[at] in b"TB" else StatusKind.GAP
+                ticks.append(self._status(kind, receive_us, self._named(frame, at, length), error.reason))
         return ticks
 
     def _message(self, frame: bytes, at: int, length: int, receive_us: int, ticks: list[Tick]) -> None:
@@ -107,6 +110,13 @@ class IexTops(Handler):
                 ticks.append(self._status(StatusKind.TRADE_BROKEN, receive_us, symbol, str(number)))
         elif kind in b"QTHB":
             raise BadFrame("truncated")
+
+    def _named(self, frame: bytes, at: int, length: int) -> str:
+        """The symbol of a message that is otherwise bad; empty (all symbols) where even that can't be read."""
+        raw = frame[at + 10 : at + 18]
+        if length < STATUS.size or raw not in self._names:
+            return ""
+        return self._names[raw] or ""
 
     def _name(self, raw: bytes) -> str | None:
         if raw not in self._names:

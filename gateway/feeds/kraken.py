@@ -92,13 +92,38 @@ class Kraken(BookHandler):
         symbol = self._ours(pair)
         if symbol is None:
             return []
-        if channel.startswith("book-"):
-            return self._book(symbol, pair, channel, [BOOK.decode(part) for part in parts[1:-2]], receive_us)
-        if channel == "trade":
-            return self._trades(symbol, TRADES.decode(parts[1]), receive_us)
-        if channel == "ticker":
-            return self._ticker(symbol, TICKER.decode(parts[1]), receive_us)
+        try:
+            if channel.startswith("book-"):
+                return self._book(symbol, pair, channel, [BOOK.decode(part) for part in parts[1:-2]], receive_us)
+            if channel == "trade":
+                return self._trades(symbol, TRADES.decode(parts[1]), receive_us)
+            if channel == "ticker":
+                return self._ticker(symbol, TICKER.decode(parts[1]), receive_us)
+        except (BadFrame, msgspec.MsgspecError) as error:
+            # There are no numbers by which the next message would show that this one is missing.
+            self.counts.count_bad(error.reason if isinstance(error, BadFrame) else "wrong_type")
+            return self._missed(symbol, pair, channel, receive_us)
         return []
+
+    def _missed(self, symbol: str, pair: str, channel: str, receive_us: int) -> list[Tick]:
+        """What is no longer known when a message of a channel can't be read."""
+        if channel.startswith("book-"):
+            return self._again(symbol, pair, channel, receive_us, "a bad update")
+        if channel == "trade":
+            return [self._status(StatusKind.TRADE_GAP, receive_us, symbol, "a bad trade")]
+        if self.quotes_from != "ticker":
+            return []
+        self.counts.gaps += 1
+        return [self._status(StatusKind.GAP, receive_us, symbol, "a quote that can't be read")]
+
+    def _again(self, symbol: str, pair: str, channel: str, receive_us: int, why: str) -> list[Tick]:
+        """Give a book up and ask for it anew."""
+        depth = channel.removeprefix("book-")
+        subscription: dict[str, object] = {"name": "book", "depth": int(depth) if depth.isdecimal() else self.depth}
+        self._requests += [self._send("unsubscribe", [pair], subscription)]
+        self._requests += [self._send("subscribe", [pair], subscription)]
+        self._broken_once.add(symbol)
+        return self._broken(symbol, receive_us, why)
 
     def _event(self, event: Event, receive_us: int) -> list[Tick]:
         if event.event == "heartbeat":
@@ -155,15 +180,10 @@ class Kraken(BookHandler):
         if book is None:
             self.counts.repeats += 1  # an update of a book that we gave up; a snapshot is on its way
             return []
-        book.apply(bids, asks)
+        possible = self._apply_levels(book, bids, asks)
         dropped_bids, dropped_asks = book.truncate(depth)
-        if (checksum is None or int_or_none(checksum) != self.checksum(symbol)) or book.crossed:
-            ticks = self._broken(symbol, receive_us, "checksum differs")
-            self._broken_once.add(symbol)
-            subscription: dict[str, object] = {"name": "book", "depth": depth}
-            self._requests += [self._send("unsubscribe", [pair], subscription)]
-            self._requests += [self._send("subscribe", [pair], subscription)]
-            return ticks
+        if not possible or checksum is None or int_or_none(checksum) != self.checksum(symbol):
+            return self._again(symbol, pair, channel, receive_us, "checksum differs")
         return self._changed(symbol, bids + dropped_bids, asks + dropped_asks, venue_us, receive_us)
 
     def _snapshot(self, symbol: str, pair: str, book: Levels, venue_us: int, receive_us: int) -> list[Tick]:

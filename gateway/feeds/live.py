@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from gateway.feeds import binance, coinbase, kraken
 from gateway.feeds.breaker import Breaker
+from gateway.feeds.clock import monotonic_us, now_us
 from gateway.feeds.handler import FRAME_BYTES_MAX, Fetch, Handler, Request, Send
 from gateway.feeds.ticks import Sink, Status, StatusKind
 
@@ -57,10 +58,6 @@ class LiveCounts(Struct):
     is_up: bool = False
 
 
-def system_us() -> int:
-    return time.time_ns() // 1000
-
-
 class LiveFeed:
     """One connection to one venue, for as long as `run` runs."""
 
@@ -72,7 +69,7 @@ class LiveFeed:
         *,
         settings: LiveSettings | None = None,
         breaker: Breaker | None = None,
-        clock: Callable[[], int] = system_us,
+        clock: Callable[[], int] = now_us,
         chance: random.Random | None = None,
     ) -> None:
         self.handler = handler
@@ -92,8 +89,8 @@ class LiveFeed:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.settings.connect_ms / 1000)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
-                if not self.breaker.allows(self.clock()):
-                    await asyncio.sleep(max(self.breaker.retry_us - self.clock(), 1_000) / 1e6)
+                if not self.breaker.allows(monotonic_us()):
+                    await asyncio.sleep(max(self.breaker.retry_us - monotonic_us(), 1_000) / 1e6)
                     continue
                 began = time.monotonic()
                 try:
@@ -104,7 +101,7 @@ class LiveFeed:
                 finally:
                     self._down()
                 self.counts.failures += 1
-                self.breaker.failed(self.clock(), "connection")
+                self.breaker.failed(monotonic_us(), "connection")
                 if (time.monotonic() - began) * 1000 >= self.settings.healthy_ms:
                     self._attempt = 0
                 wait_ms = self.back_off_ms()
@@ -131,7 +128,7 @@ class LiveFeed:
         try:
             self.counts.connects += 1
             await self._request(session, socket, self.handler.opening())
-            while self.breaker.allows(self.clock()):
+            while self.breaker.allows(monotonic_us()):
                 try:
                     message = await socket.receive(timeout=settings.idle_ms / 1000)
                 except TimeoutError:
@@ -154,19 +151,19 @@ class LiveFeed:
 
     def _take(self, frame: bytes, key: str) -> None:
         """One frame through the handler, judged by what its counts say."""
-        counts, now_us = self.handler.counts, self.clock()
+        counts, at_us, tried_us = self.handler.counts, self.clock(), monotonic_us()
         bad, gaps = sum(counts.bad.values()), counts.gaps
-        ticks = self.handler.fetched(key, frame, now_us) if key else self.handler.feed(frame, now_us)
-        if counts.gaps > gaps:
-            self.breaker.failed(now_us, "gap")
+        ticks = self.handler.fetched(key, frame, at_us) if key else self.handler.feed(frame, at_us)
         if sum(counts.bad.values()) > bad:
-            self.breaker.failed(now_us, "bad_frame")
+            self.breaker.failed(tried_us, "bad_frame")
+        elif counts.gaps > gaps:
+            self.breaker.failed(tried_us, "gap")
         else:
-            self.counts.last_frame_us = now_us
-            self.breaker.worked(now_us)
+            self.counts.last_frame_us = at_us
+            self.breaker.worked(tried_us)
             if not self.counts.is_up:
                 self.counts.is_up = True
-                ticks = [Status(self.handler.venue, StatusKind.UP, now_us), *ticks]
+                ticks = [Status(self.handler.venue, StatusKind.UP, at_us), *ticks]
         if ticks:
             self.sink(ticks)
 

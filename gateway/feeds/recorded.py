@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.feeds.binance import Binance
+from gateway.feeds.clock import now_us
 from gateway.feeds.coinbase import Coinbase
 from gateway.feeds.exchange_time import day_of
 from gateway.feeds.handler import Handler
@@ -70,17 +71,14 @@ class Recording:
         for frame in self.frames():
             yield frame.receive_us, self._take(frame)
 
-    async def replay(
-        self, *, speed: float, now_us: Callable[[], int] | None = None
-    ) -> AsyncIterator[tuple[int, list[Tick]]]:
+    async def replay(self, *, speed: float, clock: Callable[[], int] = now_us) -> AsyncIterator[tuple[int, list[Tick]]]:
         """Ticks at `speed` times the pace at which they were recorded, told as if they happened now.
 
-        Receive times become `now_us()` (the system's clock by default); venue times keep the delay that they
+        Receive times become what `clock` says; venue times keep the delay that they
         had when they were recorded. It never falls behind for long: what is due is given without waiting.
         """
         if not speed > 0:
             raise ValueError(f"speed {speed}: must be above 0")
-        clock = now_us or (lambda: time.time_ns() // 1000)
         began_us: int | None = None
         started = time.monotonic()
         self.handler.opening()

@@ -7,12 +7,12 @@ they fall silent, report trades late, and report trades that must not move a pri
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from msgspec import Struct
 
+from gateway.feeds.clock import now_us
 from gateway.feeds.ticks import E9, Quote, Sink, Status, StatusKind, Tick, Trade
 
 CENT_E9 = E9 // 100
@@ -172,7 +172,7 @@ async def simulate(
     sink: Sink,
     *,
     every_ms: int = 10,
-    clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+    clock: Callable[[], int] = now_us,
 ) -> None:
     """Give the sink what happens, every few milliseconds, until cancelled."""
     while True:

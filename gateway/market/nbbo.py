@@ -16,7 +16,6 @@ from gateway.feeds.ticks import UNUSABLE, Quote, Status, StatusKind, Tick
 TTL_US = 1_000_000
 NEVER_US = 1 << 62
 DROPS = frozenset({StatusKind.GAP, StatusKind.HALTED, StatusKind.DOWN})
-RETURNS = frozenset({StatusKind.RESUMED, StatusKind.UP, StatusKind.RESUBSCRIBED})
 
 
 class Nbbo(Struct, frozen=True, gc=False, array_like=True):

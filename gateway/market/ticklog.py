@@ -146,6 +146,7 @@ class TickLog:
                 os.close(self._descriptor)
             self.day, self._offset = day, 0
             self._descriptor = os.open(self.folder / f"{day}.ticks", os.O_RDWR | os.O_CREAT, 0o640)
+        sync_folder(self.folder)
         self._cut()
 
     def _open_last(self) -> None:
@@ -240,11 +241,16 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """So that the names in it survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _lock(folder: Path) -> int:

@@ -169,7 +169,7 @@ def test_trades_are_numbered() -> None:
 
 def test_symbols_that_were_not_asked_for_are_counted(handler: Binance) -> None:
     assert handler.feed(binance_diff(1, 2, symbol="DOGEUSDT"), NOW_US) == []
-    assert handler.counts.bad == {"unknown_symbol": 1}
+    assert (handler.counts.unwanted, handler.counts.bad) == (1, {})
     assert handler.wants() == []
 
 

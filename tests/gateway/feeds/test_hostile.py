@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gateway.feeds import levels
 from gateway.feeds.binance import Binance
 from gateway.feeds.coinbase import Coinbase
 from gateway.feeds.guard import AHEAD_US_MAX
@@ -19,7 +20,7 @@ from gateway.feeds.kraken import Kraken
 from gateway.feeds.lean import LeanTicks
 from gateway.feeds.lobster import Lobster
 from gateway.feeds.recorded import open_recording
-from gateway.feeds.ticks import CROSSED, E9_MAX, SUSPECT, BookDiff, BookSnapshot, Quote, StatusKind, Tick, Trade
+from gateway.feeds.ticks import CROSSED, E9_MAX, SUSPECT, BookDiff, BookSnapshot, Quote, Status, StatusKind, Tick, Trade
 from tests.gateway.feeds import frames
 from tests.gateway.feeds.frames import NOW_US, kinds, quotes, recorded, trades
 
@@ -254,7 +255,9 @@ def test_the_bad_inputs_that_the_issue_names() -> None:
     handler = Binance(None)
     (good,) = quotes(handler.feed(frames.binance_ticker(1, "100.0", "101.0"), NOW_US))
     assert not good.marks & SUSPECT
-    assert handler.feed(frames.binance_ticker(2, "-100.0", "101.0"), NOW_US) == []
+    (negative,) = handler.feed(frames.binance_ticker(2, "-100.0", "101.0"), NOW_US)
+    assert isinstance(negative, Status)
+    assert (negative.kind, negative.symbol) == (StatusKind.GAP, "BTCUSDT")
     (jumped,) = quotes(handler.feed(frames.binance_ticker(3, "160.0", "161.0"), NOW_US))
     assert jumped.marks & SUSPECT
     assert trades(handler.feed(frames.binance_trade(1, "100.0"), NOW_US))[0].marks == 0
@@ -283,3 +286,57 @@ def test_each_recorded_frame_lost_is_found(name: str) -> None:
     if name == "COINBASE":
         assert told == [lost + 1]
     assert handler.counts.gaps == len(told)
+
+
+UNREADABLE = [
+    # handler, frame, the kind and symbol told at once
+    ("binance", frames.binance_ticker(9, "-1", "101.0"), StatusKind.GAP, "BTCUSDT"),
+    ("binance", frames.binance_ticker(9, "100.0", "many"), StatusKind.GAP, "BTCUSDT"),
+    ("binance", b'{"stream":"btcusdt@bookTicker","data":{"s":1}}', StatusKind.GAP, "BTCUSDT"),
+    ("binance", b"garbage", StatusKind.GAP, ""),
+    ("kraken", frames.kraken_update("1", [("-100.0", "1.00000000")]), StatusKind.GAP, "XBT/USD"),
+    ("kraken", b'[1,{"b":[[1]]},"book-10","XBT/USD"]', StatusKind.GAP, "XBT/USD"),
+    ("kraken", frames.kraken_trade("-1", "1"), StatusKind.TRADE_GAP, "XBT/USD"),
+    ("coinbase", frames.coinbase_book(1, [("101", "1")], [("100", "1")], snapshot=True), StatusKind.GAP, "BTC-USD"),
+    ("iex", frames.iex_segment(2, [frames.iex_quote("A", -1, 2)]), StatusKind.GAP, "A"),
+]
+
+
+@pytest.mark.parametrize(("name", "frame", "kind", "symbol"), UNREADABLE)
+def test_what_can_not_be_read_leaves_no_older_number_standing(
+    name: str, frame: bytes, kind: StatusKind, symbol: str
+) -> None:
+    """Where nothing else would show that something is missing, it is told at once."""
+    handler = STARTS[name][0]()
+    ticks = handler.feed(frame, NOW_US)
+    assert [(tick.kind, tick.symbol) for tick in ticks if isinstance(tick, Status)] == [(kind, symbol)]
+    assert len(ticks) == 1
+    assert sum(handler.counts.bad.values()) == 1
+
+
+def test_a_bad_part_does_not_cost_the_good_ones_of_its_message() -> None:
+    handler = coinbase_start()
+    rows = [
+        {"product_id": "BTC-USD", "trade_id": number, "price": "100", "size": size, "time": "2023-11-14T22:13:20Z",
+         "side": "BUY"}
+        for number, size in (("1", "1"), ("2", "0"), ("3", "1"))
+    ]  # fmt: skip
+    ticks = handler.feed(frames.coinbase(1, "market_trades", [{"trades": rows}]), NOW_US)
+    assert [trade.trade_id for trade in trades(ticks)] == ["1", "3"]
+    assert kinds(ticks) == [StatusKind.TRADE_GAP]
+
+
+@pytest.mark.parametrize("name", ["binance by book", "kraken", "coinbase"])
+def test_a_book_with_too_many_levels_is_given_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = STARTS[name][0]()
+    monkeypatch.setattr(levels, "LEVELS_MAX", 2)
+    more = [("98.0", "1.00000000")]
+    frame = {
+        "binance by book": frames.binance_diff(2, 2, more),
+        "kraken": frames.kraken_update(frames.kraken_crc([*BIDS, *more], ASKS), more),
+        "coinbase": frames.coinbase_book(1, more),
+    }[name]
+    ticks = handler.feed(frame, NOW_US)
+    assert (kinds(ticks), len(ticks)) == ([StatusKind.GAP], 1)
+    assert handler.counts.bad == {"too_many_levels": 1}
+    assert handler.wants()

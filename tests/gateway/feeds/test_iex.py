@@ -6,7 +6,7 @@ import pytest
 
 from gateway.feeds.iex import IexTops
 from gateway.feeds.recorded import open_recording
-from gateway.feeds.ticks import E9, HALTED, Quote, StatusKind
+from gateway.feeds.ticks import E9, HALTED, Quote, Status, StatusKind
 from tests.gateway.feeds.frames import (
     NOW_US,
     iex_quote,
@@ -81,14 +81,23 @@ def test_lengths_that_lie_are_refused(handler: IexTops) -> None:
     struct.pack_into("<H", whole, 40, 60_000)
     assert handler.feed(bytes(whole), NOW_US) == []
     short = iex_segment(1, [iex_quote("A", 1, 2)[:20], iex_quote("B", 1, 2)])
-    assert [quote.symbol for quote in quotes(handler.feed(short, NOW_US))] == ["B"]
+    ticks = handler.feed(short, NOW_US)
+    assert [quote.symbol for quote in quotes(ticks)] == ["B"]
+    assert [tick for tick in ticks if isinstance(tick, Status)] == [
+        Status("iex", StatusKind.GAP, NOW_US, "", "truncated")
+    ], "a name that was never seen: it may be any symbol's"
     assert handler.counts.bad == {"truncated": 2}
 
 
 def test_a_negative_price_costs_only_its_own_message(handler: IexTops) -> None:
     messages = [iex_quote("A", -5, 2), iex_quote("B", 1, 2), iex_trade("C", -1, 1)]
-    assert [quote.symbol for quote in quotes(handler.feed(iex_segment(1, messages), NOW_US))] == ["B"]
+    ticks = handler.feed(iex_segment(1, messages), NOW_US)
+    assert [quote.symbol for quote in quotes(ticks)] == ["B"]
     assert handler.counts.bad == {"bad_price": 2}
+    # What the venue said of A and C is not known now; what it said before is no longer true.
+    assert [(tick.kind, tick.symbol) for tick in ticks if isinstance(tick, Status)] == [
+        (StatusKind.GAP, "A"), (StatusKind.TRADE_GAP, "C"),
+    ]  # fmt: skip
 
 
 def test_messages_of_another_kind_or_longer_than_we_know_are_read_past(handler: IexTops) -> None:

@@ -214,12 +214,13 @@ def test_a_venue_that_sends_garbage_opens_the_breaker_and_is_left_alone() -> Non
             following(Binance(None), venue.url, breaker=breaker) as watched,
         ):
             await watched.until(lambda: breaker.state is State.OPEN)
-            await watched.until(lambda: watched.kinds() == [UP, DOWN])
+            await watched.until(lambda: watched.kinds()[-1] is DOWN)
+            assert set(watched.kinds()[1:-1]) == {GAP}, "what can't be read may have been any symbol's"
             await asyncio.sleep(0.1)
             assert venue.connections == 1, "left alone"
             await watched.until(lambda: breaker.state is State.CLOSED)
             assert venue.connections == 2
-            assert watched.kinds() == [UP, DOWN, UP]
+            assert watched.kinds()[-2:] == [DOWN, UP]
             assert watched.feed.handler.counts.bad["garbage"] >= 20
 
     asyncio.run(run())

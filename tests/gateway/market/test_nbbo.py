@@ -137,9 +137,28 @@ def test_what_a_status_takes_out_at_once(status: Status, left: dict[str, bool]) 
 def test_a_status_that_comes_late_still_takes_out() -> None:
     book = NbboBook()
     book.apply([quote("x", 10, 12)], T0)
-    book.apply([Status("x", StatusKind.ALIVE, T0 + 3 * TTL_US)], T0 + TTL_US - 1)
-    book.apply([Status("x", StatusKind.GAP, T0)], T0 + TTL_US - 1)
-    assert best(book, T0 + TTL_US - 1) == NONE
+    book.apply([Status("x", StatusKind.ALIVE, T0 + 900_000)], T0 + 900_000)
+    assert best(book, T0 + TTL_US + 5) != NONE
+    book.apply([Status("x", StatusKind.GAP, T0)], T0 + TTL_US + 5)
+    assert best(book, T0 + TTL_US + 5) == NONE
+
+
+def test_a_clock_that_steps_back_makes_nothing_younger() -> None:
+    book = NbboBook()
+    book.apply([quote("x", 10, 12)], T0)
+    assert best(book, T0 + TTL_US) == NONE
+    book.apply([quote("x", 10, 12)], T0)
+    assert best(book, T0) == NONE
+    assert book.quotes("A", T0) == []
+
+
+def test_who_only_asks_for_quotes_or_changes_sees_silence_too() -> None:
+    book = NbboBook()
+    book.apply([quote("x", 10, 12)], T0)
+    assert [one.venue for one in book.quotes("A", T0 + TTL_US - 1)] == ["x"]
+    assert book.quotes("A", T0 + TTL_US) == []
+    assert book.venues() == {"x": T0}
+    assert list(book.symbols()) == ["A"]
 
 
 def test_changes_are_told_once_and_only_where_the_best_changed() -> None:
