@@ -31,8 +31,9 @@ class Rotation:
         self._launcher = Launcher(folder)
         self._without = without
         members = [member.name for member in self.topology.members]
-        gateways = sorted(path.stem for path in self.certs.glob(f"{GATEWAY_PREFIX}*.crt"))
-        self.names = [*members, *gateways]
+        # Gateways' ones, and what else was signed here, for the API say.
+        others = {path.stem for path in self.certs.glob("*.crt")} - {"ca", "ca-next", *members}
+        self.names = [*members, *sorted(others, key=lambda name: (not name.startswith(GATEWAY_PREFIX), name))]
         self.here = all(_is_loopback(member.peer_host) for member in self.topology.members)
         if unknown := set(without) - set(members):
             raise CliError(f"--without {', '.join(sorted(unknown))}: the members are {', '.join(members)}")

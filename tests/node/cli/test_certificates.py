@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.certificates import make_certificate, read_certificates
+from cluster.certificates import issued_by, make_certificate, read_certificates
 from cluster.folder import ClusterFolder
 from cluster.launcher import Launcher, run_down
 from tests.cluster.test_launcher import free_ports
@@ -60,10 +60,13 @@ def test_running_members_take_new_certificates_and_a_new_authority(user: User, f
     assert {name for name in first if first[name] != second[name]} == {"dc-b"}
     user.does("asset add USD --scale 2")
 
+    make_certificate(folder / "certs", "api")
     old = (folder / "certs" / "ca.crt").read_bytes()
     ran = user.gets("cluster rotate-certificates --authority")
     assert (ran["steps"], ran["late"]) == (["trust", "sign", "drop"], {})
     assert not set(serials(folder).values()) & set(second.values())
+    authority = read_certificates(folder / "certs" / "ca.crt")[0]
+    assert issued_by(read_certificates(folder / "certs" / "api.crt")[0], authority)
     assert len(read_certificates(folder / "certs" / "ca.crt")) == 1
     assert (folder / "certs" / "ca.crt").read_bytes() != old
     assert sorted(path.name for path in (folder / "certs").glob("ca*")) == ["ca.crt", "ca.key"]
