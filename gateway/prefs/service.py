@@ -13,7 +13,9 @@ from gateway.prefs.crdt import Document, Register, Version
 from gateway.prefs.errors import InvalidAlert, NoSuchAlert
 from gateway.prefs.fields import Preferences
 from gateway.prefs.seal import Keyring, NotOpened
-from gateway.prefs.store import Store, Writing
+from gateway.prefs.store import Change, Store, Writing
+
+KNOWN_MAX = 20_000
 
 
 class Alert(Struct, frozen=True):
@@ -49,10 +51,22 @@ class Prefs:
     def __init__(self, store: Store, keyring: Keyring) -> None:
         self._store = store
         self._keyring = keyring
+        self._known: dict[str, Preferences] = {}
+        store.on_change(self._changed)
+
+    def _changed(self, change: Change) -> None:
+        self._known.pop(change.user, None)
 
     def preferences(self, user: str) -> Preferences:
-        """With contacts and secrets in plain: `fields.shown` is what the user may see."""
-        return fields.read(user, self._store.document(user), self._keyring)
+        """With contacts and secrets in plain: `fields.shown` is what the user may see. The last KNOWN_MAX are in
+        memory: an order's every fill asks."""
+        known = self._known.get(user)
+        if known is None:
+            known = fields.read(user, self._store.document(user), self._keyring)
+            if len(self._known) >= KNOWN_MAX:
+                del self._known[next(iter(self._known))]
+            self._known[user] = known
+        return known
 
     def hidden_from_leaderboard(self, user: str) -> bool:
         return self.preferences(user).leaderboard_hidden

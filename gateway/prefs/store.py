@@ -88,8 +88,23 @@ class Writing:
         """False: it was not there."""
         return bool(self._transaction.delete(key, db=self._tables[table]))
 
+    def delete_first(self, table: str) -> None:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            if cursor.first():
+                cursor.delete()
+
     def count(self, table: str) -> int:
         return int(self._transaction.stat(self._tables[table])["entries"])
+
+    def count_from(self, table: str, prefix: bytes, most: int) -> int:
+        """Rows whose key begins so, counted up to `most`."""
+        found = 0
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            there = cursor.set_range(prefix)
+            while there and found < most and bytes(cursor.key()).startswith(prefix):
+                found += 1
+                there = cursor.next()
+        return found
 
 
 class Job(Struct):

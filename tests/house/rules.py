@@ -40,6 +40,8 @@ HOMES = {
         "bench/load.py",
         "gateway/feeds/live.py",
         "gateway/follow.py",
+        "gateway/notify/addresses.py",
+        "gateway/notify/webhook.py",
     ),
     "redis": ("gateway/cache.py", "gateway/cache/*.py"),
 }
