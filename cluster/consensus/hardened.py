@@ -53,7 +53,7 @@ from cluster.consensus.settings import (
 from cluster.consensus.snapshots import SnapshotHome, SnapshotReceiver, SnapshotSender
 from cluster.consensus.storage import LmdbStorage, ThreadCommitter
 from cluster.consensus.transport import Links, wall_us
-from cluster.membership import Change, Demote, InvalidChange, Remove, first_configuration
+from cluster.membership import Change, Demote, InvalidChange, Remove, changed, first_configuration
 from cluster.topology import MemberRole, Standing, check
 
 log = logging.getLogger(__name__)
@@ -642,9 +642,10 @@ class HardenedEngine:
             raise NotLeader(f"{self.member.name} changes no members; {raft.leader or 'nobody'} leads")
         if not raft.has_quorum:
             raise NoQuorum(f"{self.member.name} reaches no majority")
-        if isinstance(change, Demote | Remove) and change.name == self.member.name:
-            raise _HandOverFirst
         try:
+            if isinstance(change, Demote | Remove) and change.name == self.member.name:
+                changed(raft.configuration, change)  # what is refused anyway moves no leadership
+                raise _HandOverFirst
             index = raft.change(change)
         except InvalidChange as error:
             raise ChangeRefused(str(error)) from error

@@ -1,18 +1,23 @@
 """What a review of changing members found, each as the test that failed before."""
 
+import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from cluster.consensus.journal import CONFIGURATION
+from cluster.consensus.engine import ChangeRefused
+from cluster.consensus.journal import CONFIGURATION, Base, Journal, newest_of
 from cluster.consensus.messages import Append, DiskIs
 from cluster.consensus.raft import NotYet, RaftSettings
 from cluster.consensus.settings import EXIT_REMOVED
+from cluster.consensus.storage import LmdbStorage
 from cluster.membership import Add, Configuration, Demote, Promote, Remove, encode
 from cluster.topology import MemberRole, Standing
 from tests.cluster.engines import Cluster, run, until
-from tests.cluster.lab import TIMING, Clock, Lab, described, virtual_time
+from tests.cluster.lab import TIMING, Clock, Lab, ManualCommitter, described, virtual_time
 from tests.cluster.test_membership import asked, bring, change, grown, newcomer, start_newcomer
 
 LEARNER, READER = Standing.learner, Standing.read_replica
@@ -135,6 +140,129 @@ def test_a_voter_that_is_demoted_is_needed_until_that_is_committed(clock: Clock)
     assert leader is not None
     leader.raft.append(b"on")
     lab.run_until(lambda: leader.payloads[-1:] == [b"on"], within=1.0)
+
+
+class JournalRun:
+    """A journal on a real disk does what comes to it in a random order; beside it, all configurations there ever were.
+
+    The power goes between any two groups. Each time the configuration in force must be the one that a log which
+    drops nothing would name.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.chance = folder, random.Random(seed)
+        self.seen: Counter[str] = Counter()
+        self.known = [Base(0, Configuration(0, [described("a", MemberRole.replica)]))]
+        self.on_disk: list[Base] = []
+        self.under_way: list[Base] = []
+        self.open()
+        rarer = [self.cut, self.trim, self.rebase, self.crash]
+        for _ in range(400):
+            self.chance.choice([*[self.add, self.configure, self.flush, self.sync] * 2, *rarer])()
+            if self.chance.random() < 0.01:
+                self.force()
+            self.check()
+
+    def open(self) -> None:
+        self.committer = ManualCommitter()
+        self.storage = LmdbStorage(self.folder, cluster_id="c", member="a", map_bytes=1 << 26)
+        self.journal = Journal(self.storage, self.committer, on_synced=lambda: None, on_failed=lambda _: None)
+        self.journal.begin_with(self.known[0].configuration)
+        if not self.journal.last_index:
+            self.journal.add(b"\1", 1, 0)
+
+    def check(self) -> None:
+        assert self.journal.base == newest_of(self.known)
+        for index in (self.journal.first_index, self.chance.randint(self.journal.first_index, self.journal.last_index)):
+            assert self.journal.base_at(index) == newest_of([known for known in self.known if known.index <= index])
+
+    def add(self) -> None:
+        self.journal.add(b"\0x", self.journal.last_index + 1, 1)
+
+    def configure(self) -> None:
+        self.seen["configured"] += 1
+        now, index = newest_of(self.known).configuration, self.journal.last_index + 1
+        after = msgspec.structs.replace(now, removed=[*now.removed, f"r{index}"][-3:])
+        self.known.append(Base(index, after))
+        self.journal.add(CONFIGURATION + encode(after), index, 1)
+
+    def cut(self) -> None:
+        journal = self.journal
+        index = journal.last_index - self.chance.randint(0, 3)
+        if index > max(journal.commit_index, journal.first_index, 1):
+            self.seen["cut"] += sum(known.index >= index for known in self.known)
+            journal.cut_from(index)
+            self.known = [known for known in self.known if known.index < index]
+
+    def trim(self) -> None:
+        journal = self.journal
+        commit_index = max(journal.commit_index, min(journal.durable_index, self.chance.randint(1, journal.last_index)))
+        journal.setRaftCommitIndex(commit_index)
+        journal.trim_to(commit_index)
+        self.seen["trimmed at a configuration"] += any(known.index == commit_index for known in self.known)
+
+    def rebase(self) -> None:
+        if self.chance.random() < 0.2:
+            journal, now = self.journal, newest_of(self.known)
+            index = journal.last_index + self.chance.randint(1, 5)
+            base = Base(self.chance.choice((now.index, index)), now.configuration, now.forced)
+            journal.rebase(index, 1, base)
+            journal.setRaftCommitIndex(index)
+            self.known = [base]
+
+    def flush(self) -> None:
+        if not self.committer.jobs:
+            self.under_way = list(self.known)
+            self.journal.flush()
+
+    def sync(self) -> None:
+        if self.committer.jobs:
+            self.on_disk = self.under_way
+            self.committer.sync()
+
+    def crash(self) -> None:
+        self.seen["crashed"] += 1
+        self.committer.jobs.clear()
+        self.storage.close()
+        self.known = list(self.on_disk) or self.known[:1]
+        self.open()
+
+    def force(self) -> None:
+        self.sync()
+        self.crash()
+        if not self.on_disk:
+            return
+        self.storage.close()
+        now = newest_of(self.known).configuration
+        forced = msgspec.structs.replace(now, generation=now.generation + 1)
+        storage = LmdbStorage(self.folder, cluster_id="c", member="a", map_bytes=1 << 26)
+        storage.write([Base(0, forced, forced=True)])
+        storage.close()
+        self.seen["forced"] += 1
+        self.known.append(Base(0, forced, forced=True))
+        self.on_disk = list(self.known)
+        self.open()
+
+
+def test_the_journal_names_the_members_that_a_log_without_end_would_name(tmp_path: Path) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(6):
+        seen += JournalRun(tmp_path / str(seed), seed).seen
+    for what in ("configured", "cut", "trimmed at a configuration", "crashed", "forced"):
+        assert seen[what] > 3, seen
+
+
+def test_a_leader_that_can_not_be_removed_keeps_leading(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Cluster(tmp_path) as cluster:
+            leader = await cluster.leader()
+            term = leader.status().term
+            for wanted in (Remove(leader.member.name), Demote(leader.member.name)):
+                with pytest.raises(ChangeRefused, match="2 voters are left"):
+                    await leader.change_membership(wanted, timeout_ms=2000)
+            assert (leader.status().role, leader.status().term) == ("leader", term)
+
+    run(main())
 
 
 def test_a_removed_member_whom_others_dial_is_told(tmp_path: Path) -> None:
