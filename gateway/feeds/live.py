@@ -23,6 +23,10 @@ from gateway.feeds.ticks import Sink, Status, StatusKind
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.feeds")
 
 
+Tap = Callable[[bytes, str, int], None]
+"""(frame, what was fetched or nothing, receive time in microseconds)"""
+
+
 class LiveSettings(Struct, frozen=True, kw_only=True):
     """Times in milliseconds."""
 
@@ -71,7 +75,9 @@ class LiveFeed:
         breaker: Breaker | None = None,
         clock: Callable[[], int] = now_us,
         chance: random.Random | None = None,
+        tap: Tap | None = None,
     ) -> None:
+        """tap: is given each frame as it came, before anything else looks at it."""
         self.handler = handler
         self.url = url
         self.sink = sink
@@ -79,6 +85,7 @@ class LiveFeed:
         self.breaker = breaker or Breaker()
         self.clock = clock
         self.counts = LiveCounts()
+        self.tap = tap
         self._chance = chance or random.Random()
         self._attempt = 0
         self._fetching: dict[str, asyncio.Task[None]] = {}
@@ -152,6 +159,8 @@ class LiveFeed:
     def _take(self, frame: bytes, key: str) -> None:
         """One frame through the handler, judged by what its counts say."""
         counts, at_us, tried_us = self.handler.counts, self.clock(), monotonic_us()
+        if self.tap is not None:
+            self.tap(frame, key, at_us)
         bad, gaps = sum(counts.bad.values()), counts.gaps
         ticks = self.handler.fetched(key, frame, at_us) if key else self.handler.feed(frame, at_us)
         if sum(counts.bad.values()) > bad:

@@ -88,6 +88,7 @@ class _Bar:
             self.open_e9, self.first_us = price_e9, venue_us
 
     def merge(self, other: "_Bar") -> None:
+        """Add a bar whose trades are all later than these."""
         self.volume_e9 += other.volume_e9
         self.trades += other.trades
         if not other.open_e9:
@@ -95,15 +96,10 @@ class _Bar:
         self.eligible_e9 += other.eligible_e9
         self.notional += other.notional
         if not self.open_e9:
-            self.open_e9, self.high_e9, self.low_e9 = other.open_e9, other.high_e9, other.low_e9
-            self.close_e9, self.first_us, self.last_us = other.close_e9, other.first_us, other.last_us
-            return
+            self.open_e9, self.low_e9 = other.open_e9, other.low_e9
         self.high_e9 = max(self.high_e9, other.high_e9)
         self.low_e9 = min(self.low_e9, other.low_e9)
-        if other.last_us >= self.last_us:
-            self.close_e9, self.last_us = other.close_e9, other.last_us
-        if other.first_us < self.first_us:
-            self.open_e9, self.first_us = other.open_e9, other.first_us
+        self.close_e9 = other.close_e9
 
     def view(self, symbol: str, interval: str, *, closed: bool) -> Candle:
         vwap_e9 = self.notional // self.eligible_e9 if self.eligible_e9 else 0

@@ -4,18 +4,21 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from gateway.feeds import binance
+from gateway.feeds import recorder as recorder_file
 from gateway.feeds.binance import Binance
 from gateway.feeds.breaker import Breaker, BreakerSettings, State
 from gateway.feeds.handler import Handler
 from gateway.feeds.kraken import Kraken
 from gateway.feeds.live import LIVE, LiveFeed, LiveSettings
 from gateway.feeds.recorded import open_recording
-from gateway.feeds.ticks import BookDiff, Status, StatusKind, Tick
+from gateway.feeds.recorder import Recorder
+from gateway.feeds.ticks import BookDiff, BookSnapshot, Status, StatusKind, Tick
 from tests.gateway.feeds.frames import (
     binance_diff,
     binance_snapshot,
@@ -54,10 +57,14 @@ class Watched:
 
 @asynccontextmanager
 async def following(
-    handler: Handler, url: str, settings: LiveSettings = FAST, breaker: Breaker | None = None
+    handler: Handler,
+    url: str,
+    settings: LiveSettings = FAST,
+    breaker: Breaker | None = None,
+    tap: Callable[[bytes, str, int], None] | None = None,
 ) -> AsyncIterator[Watched]:
     ticks: list[Tick] = []
-    feed = LiveFeed(handler, url, ticks.extend, settings=settings, breaker=breaker, chance=random.Random(1))
+    feed = LiveFeed(handler, url, ticks.extend, settings=settings, breaker=breaker, chance=random.Random(1), tap=tap)
     task = asyncio.create_task(feed.run())
     try:
         yield Watched(feed, ticks, task)
@@ -224,6 +231,42 @@ def test_a_venue_that_sends_garbage_opens_the_breaker_and_is_left_alone() -> Non
             assert watched.feed.handler.counts.bad["garbage"] >= 20
 
     asyncio.run(run())
+
+
+def test_what_comes_can_be_recorded_and_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording of one's own gives what the live feed gave, snapshot by HTTP included."""
+    path = tmp_path / "own.jsonl.gz"
+
+    async def run() -> list[Tick]:
+        frames = [binance_diff(number, number, [("99.0", f"{number}.0")]) for number in range(10, 20)]
+        async with listening(says(*frames, b"\xff garbage")) as venue:
+            monkeypatch.setattr(binance, "SNAPSHOT_URL", f"http://127.0.0.1:{venue.port}/depth?symbol={{symbol}}")
+            venue.body = lambda: binance_snapshot(15, BIDS, ASKS)
+            recorder = Recorder(path, "binance", began_us=1)
+            async with following(Binance(None), venue.url, tap=recorder) as watched:
+                await watched.until(lambda: watched.feed.handler.counts.frames == 12)
+            recorder.close()
+            assert recorder.frames == 13
+            return watched.ticks
+
+    live = [tick for tick in asyncio.run(run()) if not isinstance(tick, Status) or tick.kind is GAP]
+    assert any(isinstance(tick, BookDiff | BookSnapshot) for tick in live)
+    assert [tick for _, ticks in open_recording(path).batches() for tick in ticks] == live
+    with pytest.raises(FileExistsError):
+        Recorder(path, "binance", began_us=1)
+    with pytest.raises(ValueError, match=r"\.jsonl\.gz"):
+        Recorder(tmp_path / "own.txt", "binance", began_us=1)
+
+
+def test_a_recording_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_file, "FILE_BYTES_MAX", 200)
+    recorder = Recorder(tmp_path / "own.jsonl.gz", "kraken", began_us=1)
+    for _ in range(100):
+        recorder(b"[1,2]", "", 1_000_000)
+    recorder.close()
+    assert recorder.is_full
+    assert recorder.written_bytes <= 200
+    assert len(list(open_recording(tmp_path / "own.jsonl.gz").frames())) == recorder.frames - 1
 
 
 def test_back_off_doubles_with_jitter_up_to_its_limit() -> None:

@@ -136,6 +136,25 @@ def test_retention_keeps_the_newest() -> None:
     assert candles.bars_kept <= 5 + 2 + 1 + 3
 
 
+def test_what_is_past_retention_is_neither_shown_nor_kept_for_long() -> None:
+    candles = Candles(retention=Retention(bars_1m=32))
+    for minute in range(300):
+        candles.apply([trade(1 + minute, T0 + minute * MINUTE_US)], T0 + minute * MINUTE_US)
+        shown = [one for one in candles.bars("A", "1m") if one.closed]
+        assert len(shown) == max(min(32, minute - 1), 0)
+        assert len(candles._series["A"].closed["1m"]) <= 32 + 2, "some are dropped at a time"
+        assert candles.bars_kept == sum(len(one) for one in candles._series["A"].closed.values())
+
+
+def test_symbols_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.market.candles.SYMBOLS_MAX", 2)
+    candles = Candles()
+    candles.apply([trade(1, T0, symbol=symbol) for symbol in "ABCDA"], T0)
+    assert candles.symbols_refused == 2
+    assert candles.bars("C", "1m") == []
+    assert bar(candles).trades == 2
+
+
 def test_all_bars_together_are_bounded() -> None:
     candles = Candles(retention=Retention(bars_max=50))
     for minute in range(200):
