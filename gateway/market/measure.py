@@ -12,6 +12,7 @@ from msgspec import Struct
 from gateway.feeds.recorded import open_recording
 from gateway.feeds.ticks import E9, Quote, Tick, Trade
 from gateway.market.candles import Candles
+from gateway.market.intake import MarketData
 from gateway.market.nbbo import NbboBook
 
 CENT_E9 = E9 // 100
@@ -115,4 +116,55 @@ def measure(batches: Sequence[tuple[int, list[Tick]]], *, flush_every: int = 10)
         nbbo_share=round(nbbo_ns / total_ns, 2),
         candles_share=round(candles_ns / total_ns, 2),
         batch_us_p99=took_ns[len(took_ns) * 99 // 100] // 1000 if took_ns else 0,
+    )
+
+
+class MeasuredWhole(Struct, frozen=True):
+    """From the venue's bytes to the books and the log, as `MarketData.take` does it."""
+
+    frames: int
+    ticks: int
+    ticks_per_s: int
+    decode_share: float
+    log_bytes_per_tick: int
+
+
+def measure_recording(path: Path, *, log_folder: Path | None = None, rounds: int = 1) -> MeasuredWhole:
+    """A recording's frames, read beforehand, through its handler and all of `MarketData`, on one core."""
+    now = [0]
+    market = MarketData(lambda: now[0], log_folder=log_folder)
+    clock = time.process_time_ns
+    decode_ns = rest_ns = frames_seen = ticks_seen = 0
+    try:
+        for _ in range(rounds):
+            recording = open_recording(path)
+            frames = list(recording.frames())
+            handler = recording.handler
+            handler.opening()
+            for number, frame in enumerate(frames):
+                began = clock()
+                if frame.key:
+                    ticks = handler.fetched(frame.key, frame.data, frame.receive_us)
+                else:
+                    ticks = handler.feed(frame.data, frame.receive_us)
+                between = clock()
+                now[0] = max(frame.receive_us, now[0])
+                market.take(ticks)
+                if number % 500 == 0:
+                    market.changes()
+                decode_ns += between - began
+                rest_ns += clock() - between
+                ticks_seen += len(ticks)
+            frames_seen += len(frames)
+        if market.log is not None:
+            market.log.flush()
+        log_bytes = sum(day.stat().st_size for day in log_folder.glob("*.ticks")) if log_folder is not None else 0
+    finally:
+        market.close()
+    return MeasuredWhole(
+        frames=frames_seen,
+        ticks=ticks_seen,
+        ticks_per_s=round(ticks_seen * 1e9 / max(decode_ns + rest_ns, 1)),
+        decode_share=round(decode_ns / max(decode_ns + rest_ns, 1), 2),
+        log_bytes_per_tick=log_bytes // max(ticks_seen, 1),
     )

@@ -1,9 +1,11 @@
 """The measurement measures what it says; how fast it is on some machine is for `bench` to record."""
 
+from pathlib import Path
+
 import pytest
 
 from gateway.feeds.ticks import Quote, Trade
-from gateway.market.measure import capture_shares, made_ticks, measure, zipf_shares
+from gateway.market.measure import capture_shares, made_ticks, measure, measure_recording, zipf_shares
 from tests.gateway.feeds.frames import recorded
 
 
@@ -33,3 +35,12 @@ def test_the_captures_skew() -> None:
     assert len(shares) == 9_000
     assert sum(shares[:50]) / sum(shares) > 0.25, "the busiest 50 of 9,000"
     assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.real_data
+def test_a_recording_from_its_bytes_to_the_log(tmp_path: Path) -> None:
+    measured = measure_recording(recorded("iex/TOPS16.pcapng.gz"), log_folder=tmp_path)
+    assert (measured.frames, measured.ticks) == (13_022, 27_217 + 6_390 + 8_043)
+    assert measured.ticks_per_s > 20_000
+    assert 0.1 < measured.decode_share < 0.9
+    assert 20 < measured.log_bytes_per_tick < 120
