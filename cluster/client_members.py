@@ -38,7 +38,10 @@ class Health(Struct, frozen=True):
 
 
 class Members:
-    """The members of one cluster, and which of them to ask next. One event loop, no locks."""
+    """The members of one cluster, and which of them to ask next. One event loop, no locks.
+
+    all: those that were given. Replicas that were added to the cluster since are learned of from those that answer.
+    """
 
     def __init__(self, members: Sequence[Member | str]) -> None:
         """members: at least one; a bare string is the address of a replica. The first is tried first."""
@@ -49,6 +52,7 @@ class Members:
         for member in self.all:
             if not member.url.startswith(("http://", "https://")):
                 raise ValueError(f"{member.url!r} is no address; one is http://host:port or https://host:port")
+        self._given = frozenset(member.url for member in self._replicas)
         self._preferred = self._replicas[0]
         self._avoid_until: dict[str, float] = {}
         self._looked_at = -1e9
@@ -68,14 +72,16 @@ class Members:
     async def look_for_leader(self, session: aiohttp.ClientSession, headers: dict[str, str]) -> None:
         """Ask all replicas at once; prefer the leader with a quorum, else whoever is ready. Raises nothing."""
         now = time.monotonic()
-        if len(self._replicas) == 1 or now - self._looked_at < LOOK_AGAIN_MS / 1000:
+        if now - self._looked_at < LOOK_AGAIN_MS / 1000:
             return
         self._looked_at = now
         best, best_score = None, 0
         probes = [asyncio.ensure_future(_probe(session, member, headers)) for member in self._replicas]
         try:
             for finished in asyncio.as_completed(probes, timeout=PROBE_TIMEOUT_MS / 1000 + 0.1):
-                member, score = await finished
+                member, score, view = await finished
+                if view is not None:
+                    self.learn(member, view)
                 if score > best_score:
                     best, best_score = member, score
                 if score == LEADS:
@@ -85,9 +91,23 @@ class Members:
         finally:
             for probe in probes:
                 probe.cancel()
-        if best is not None:
+        if best in self._replicas:
             self._preferred = best
             self._avoid_until.pop(best.url, None)
+
+    def learn(self, member: Member, view: MemberView) -> None:
+        """Take in which replicas there are by now, as a member says. Those that were given are never forgotten.
+
+        Only of one that says of itself the address at which it was asked: between others stands a proxy or a port map,
+        and the addresses that they know are not ours.
+        """
+        scheme, _, address = member.url.partition("://")
+        if view.apis.get(view.name) != address:
+            return
+        there = {f"{scheme}://{where}": name for name, where in view.apis.items()}
+        known = {one.url for one in self._replicas}
+        self._replicas = [one for one in self._replicas if one.url in self._given or one.url in there]
+        self._replicas += [Member(url, name) for url, name in there.items() if url not in known]
 
     async def health(
         self, session: aiohttp.ClientSession, headers: dict[str, str], params: dict[str, str]
@@ -101,20 +121,22 @@ class Members:
 LEADS = 3
 
 
-async def _probe(session: aiohttp.ClientSession, member: Member, headers: dict[str, str]) -> tuple[Member, int]:
-    """Score a member: leads with a quorum 3, ready 2, answers at all 1, silent 0."""
+async def _probe(
+    session: aiohttp.ClientSession, member: Member, headers: dict[str, str]
+) -> tuple[Member, int, MemberView | None]:
+    """Score a member: leads with a quorum 3, ready 2, answers at all 1, silent 0; and what it says of itself."""
     found = await _health(session, member, headers, {})
-    if found.view is not None:
-        view = found.view
+    view = found.view
+    if view is not None:
         if view.role == "witness":
-            return member, 0
+            return member, 0, None
         if view.state == "leader" and view.has_quorum:
-            return member, LEADS
-        return member, 2 if view.ready else 1
+            return member, LEADS, view
+        return member, 2 if view.ready else 1, view
     if found.error not in _STRANGERS.values():
-        return member, 0
+        return member, 0, None
     # This principal may not read the status; whether the member is ready it may.
-    return member, 2 if await _answers(session, member) else 1
+    return member, 2 if await _answers(session, member) else 1, None
 
 
 async def _answers(session: aiohttp.ClientSession, member: Member) -> bool:

@@ -492,6 +492,7 @@ class MemberView(Struct, frozen=True, kw_only=True):
     rejoining: bool = False
     refusal: str = ""
     standing: StandingWord = "voter"
+    apis: dict[str, str] = {}
 
 
 # ---- the cluster itself ----

@@ -154,6 +154,7 @@ MEANS: dict[str, str] = {
     "peers": "The other members, as it sees them.",
     "disk_free_bytes": "Free on the disk that holds its data.",
     "log": "Its log file, where that is known.",
+    "apis": "Where clients find the full replicas that have caught up, by name.",
     "rejoining": "It came back without its former log and does not vote yet.",
     "refusal": "Why it takes no commands now; empty when it does.",
 }

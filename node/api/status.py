@@ -10,6 +10,7 @@ from aiohttp import web
 
 from cluster import wire
 from cluster.consensus.engine import Role
+from cluster.topology import MemberRole, Standing
 from node.api import http
 from node.context import NODE, Node
 from node.errors import NodeError, NotReady
@@ -124,6 +125,11 @@ def member_view(node: Node) -> wire.MemberView:
         rejoining=not engine.joined,
         refusal=engine.refusal,
         standing=engine.standing.value,
+        apis={
+            one.name: f"{one.api_host}:{one.api_port}"
+            for one in node.engine.group().configuration.members
+            if one.role is MemberRole.replica and one.standing is not Standing.learner
+        },
         disk_free_bytes=shutil.disk_usage(node.config.data_dir).free,
     )
 

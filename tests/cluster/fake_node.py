@@ -68,6 +68,7 @@ class FakeNode:
         self.leader = leader or name
         self.faults: deque[str] = deque()
         self.port = free_port()
+        self.apis: dict[str, str] = {}
         self.requests: list[str] = []
         self.reads: list[web.Request] = []
         self.frames = 0
@@ -123,6 +124,7 @@ class FakeNode:
             uptime_s=1.0,
             pid=1,
             version="0",
+            apis=self.apis,
         )
         return _json(view)
 
