@@ -37,6 +37,7 @@ from cluster.consensus.journal import (
     newest_of,
 )
 from cluster.consensus.library import NO_OP
+from cluster.consensus.wholeness import NotWhole, check_roots
 
 FORMAT_VERSION = 1
 LOCK_FILE = "owner.lock"
@@ -44,6 +45,9 @@ DATA_FILE = "data.mdb"
 
 _key = struct.Struct(">Q")
 _head = struct.Struct(">QI")  # term, crc32 over key, term and command
+
+# Every key of the table `meta`. written: the LMDB transaction that wrote the newest group.
+META_KEYS = frozenset((b"identity", b"vote", b"commit", b"disk", b"peers", b"base", b"written"))
 
 
 class Identity(Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,15 +71,18 @@ class LmdbStorage:
         try:
             if not (folder / DATA_FILE).exists():
                 _make(folder, identity, map_bytes)
+            check_roots(folder / DATA_FILE)
             # sync and metasync: a commit returns only when data and meta page are on disk.
             self._env = lmdb.open(str(folder), map_size=map_bytes, max_dbs=2, sync=True, metasync=True, readahead=False)
-            self._log = self._env.open_db(b"log")
-            self._meta = self._env.open_db(b"meta")
+            self._log, self._meta = _tables(self._env, folder)
             self._identify(identity)
             # Whoever wrote what is here, a process that was killed or one that copied a backup, may not have
             # synced it, nor the names of its folders. All of it counts as durable from now on.
             self._env.sync(True)
             _sync_folders(folder)
+        except NotWhole as error:
+            os.close(self._lock)
+            raise JournalRefused(f"{folder / DATA_FILE} is damaged, or no journal: {error}") from error
         except lmdb.Error as error:
             os.close(self._lock)
             raise JournalRefused(f"{folder}: {error}") from error
@@ -137,6 +144,9 @@ class LmdbStorage:
             disk = self._get(transaction, "disk", Disk, None)
             peer_disk_ids = self._get(transaction, "peers", dict[str, str], {})
             base = self._get(transaction, "base", Base, None)
+            self._check_whole(transaction, last - first + 1 if last else 0)
+        if commit_index > last > 0:
+            raise JournalRefused(f"{self._folder}: committed up to {commit_index}, but the log ends at {last}")
         if disk is None:
             # Written before disks had ids: it has voted and acknowledged, so it has joined.
             disk = Disk(uuid4().hex, joined=True)
@@ -144,6 +154,23 @@ class LmdbStorage:
         if base is not None:
             configurations = [known for known in configurations if known[0] > base.index]
         return Loaded(first, last, tail, vote, commit_index, disk, peer_disk_ids, base, configurations)
+
+    def _check_whole(self, transaction: lmdb.Transaction, entries: int) -> None:
+        """What no record's own checksum tells: that one is hidden, or that all of this is an older state."""
+        counted = int(transaction.stat(self._log)["entries"])
+        if entries != counted:
+            raise JournalRefused(f"{self._folder}: {entries} entries were found, the file counts {counted}")
+        keys = [bytes(key) for key in transaction.cursor(self._meta).iternext(values=False)]
+        if strange := sorted(set(keys) - META_KEYS):
+            raise JournalRefused(f"{self._folder}: a record is called {strange[0]!r}, which none is: it is damaged")
+        if len(keys) != (counted := int(transaction.stat(self._meta)["entries"])):
+            raise JournalRefused(f"{self._folder}: {len(keys)} records were found, the file counts {counted}")
+        written = self._get(transaction, "written", int, None)  # None: from before it was kept
+        if written is not None and written != transaction.id():
+            raise JournalRefused(
+                f"{self._folder}: the newest group is of transaction {written}, the file is at {transaction.id()}: "
+                "it shows an older state, or something else wrote to it"
+            )
 
     def _get(self, transaction: lmdb.Transaction, key: str, kind: Any, missing: Any) -> Any:
         raw = transaction.get(key.encode(), db=self._meta)
@@ -202,6 +229,7 @@ class LmdbStorage:
                         self._put(transaction, b"peers", disk_ids)
                     case Base():
                         self._put(transaction, b"base", change)
+            self._put(transaction, b"written", transaction.id())
         self._used_bytes = self._measure()
 
     def used_bytes(self) -> int:
@@ -291,8 +319,17 @@ def _make(folder: Path, identity: Identity, map_bytes: int) -> None:
         with env.begin(write=True, db=meta) as transaction:
             transaction.put(b"identity", _sealed(msgspec.msgpack.encode(identity)))
             transaction.put(b"disk", _sealed(msgspec.msgpack.encode(Disk(uuid4().hex, joined=False))))
+            transaction.put(b"written", _sealed(msgspec.msgpack.encode(transaction.id())))
     (aside / DATA_FILE).rename(folder / DATA_FILE)
     shutil.rmtree(aside)
+
+
+def _tables(env: lmdb.Environment, folder: Path) -> tuple[Any, Any]:
+    """Never made anew: a journal whose tables are not found under their names is damaged, and not empty."""
+    try:
+        return env.open_db(b"log", create=False), env.open_db(b"meta", create=False)
+    except lmdb.NotFoundError as error:
+        raise JournalRefused(f"{folder}: an LMDB file that is no journal, or a damaged one") from error
 
 
 def _sync_folders(folder: Path) -> None:

@@ -334,7 +334,8 @@ def test_a_new_folder_is_a_new_disk_and_stays_it(tmp_path: Path) -> None:
 def test_a_journal_from_before_disks_had_ids_has_joined(tmp_path: Path) -> None:
     disk_of(tmp_path)
     with lmdb.open(str(tmp_path), max_dbs=2) as env, env.begin(write=True) as transaction:
-        assert transaction.delete(b"disk", db=env.open_db(b"meta", txn=transaction))
+        for key in (b"disk", b"written"):
+            assert transaction.delete(key, db=env.open_db(b"meta", txn=transaction))
     older = disk_of(tmp_path)
     assert older.joined
     assert older.disk_id
