@@ -76,6 +76,8 @@ TRADES = msgspec.json.Decoder(list[TradeEvent])
 class Coinbase(BookHandler):
     """Quotes come from the books, or from the ticker, which tells of trades only."""
 
+    ttl_us = 2_500_000
+
     def __init__(
         self, symbols: Iterable[tuple[str, str]] | None, *, venue: str = "coinbase", quotes_from: str = "book"
     ) -> None:

@@ -46,6 +46,8 @@ class Handler:
     """One venue's feed. `venue` and `counts` are for everyone to read; a subclass gives `_feed`."""
 
     venue: str = ""
+    ttl_us: int = 1_000_000
+    """After so long without a sign of life the venue is taken for silent: more than twice its heartbeat."""
 
     def __init__(self, venue: str, symbols: Iterable[tuple[str, str]] | None) -> None:
         """symbols: (the venue's name, ours) of those wanted; None takes every symbol under its own name."""

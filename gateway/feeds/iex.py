@@ -28,6 +28,8 @@ E9 = 1_000_000_000
 class IexTops(Handler):
     """feed() takes one segment: the payload of one UDP packet."""
 
+    ttl_us = 2_500_000
+
     def __init__(self, symbols: Iterable[tuple[str, str]] | None = None, *, venue: str = "iex") -> None:
         super().__init__(venue, symbols)
         self._names: dict[bytes, str | None] = {}

@@ -57,6 +57,8 @@ TRADES = msgspec.json.Decoder(list[tuple[str, str, str, str, str, str]])
 class Kraken(BookHandler):
     """Quotes come from the books, or from `ticker`, which has no time and comes some seconds late."""
 
+    ttl_us = 2_500_000
+
     def __init__(
         self,
         symbols: Iterable[tuple[str, str]] | None,
@@ -70,6 +72,7 @@ class Kraken(BookHandler):
         self._digits: dict[str, int] = {}
         self._trade_count = 0
         self._broken_once: set[str] = set()
+        self._halted = False
 
     def _subscribe(self) -> list[Request]:
         pairs = list(self.symbols or ())
@@ -131,9 +134,17 @@ class Kraken(BookHandler):
             return [self._status(StatusKind.ALIVE, receive_us)]
         if event.event == "subscriptionStatus" and event.status == "error":
             raise BadFrame("refused")
-        if event.event == "systemStatus" and event.status != "online":
+        if event.event != "systemStatus":
+            return []
+        if event.status != "online":
+            self._halted = True
+            self._tops.clear()
             return [self._status(StatusKind.HALTED, receive_us, detail=event.status[:64])]
-        return []
+        if not self._halted:
+            return []
+        self._halted = False
+        quotes = [quote for one, book in self.books.items() for quote in self._quotes(one, book, 0, receive_us)]
+        return [self._status(StatusKind.RESUMED, receive_us), *quotes]
 
     def _ticker(self, symbol: str, part: TickerPart, receive_us: int) -> list[Tick]:
         if self.quotes_from != "ticker":

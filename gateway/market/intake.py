@@ -1,6 +1,6 @@
 """All market data of one gateway: each batch of ticks goes to the NBBO, the bars, the tape, the books and the log."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -31,12 +31,15 @@ class MarketData:
         *,
         log_folder: Path | None = None,
         ttl_us: int = TTL_US,
+        ttls_us: Mapping[str, int] | None = None,
         silent_symbols: Collection[str] = (),
         retention: Retention | None = None,
     ) -> None:
-        """clock: now in microseconds since 1970. log_folder: None keeps no tick log."""
+        """clock: now in microseconds since 1970. log_folder: None keeps no tick log. ttl_us, ttls_us,
+        silent_symbols: how long a venue may be silent, see NbboBook.
+        """
         self.clock = clock
-        self.nbbo = NbboBook(ttl_us=ttl_us, silent_symbols=silent_symbols)
+        self.nbbo = NbboBook(ttl_us=ttl_us, ttls_us=ttls_us, silent_symbols=silent_symbols)
         self.candles = Candles(retention=retention)
         self.tape = Tape()
         self.books = Books()

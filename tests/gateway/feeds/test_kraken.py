@@ -110,7 +110,15 @@ def test_a_heartbeat_is_a_sign_of_life_and_an_error_is_counted(handler: Kraken) 
     refused = b'{"event":"subscriptionStatus","status":"error","errorMessage":"Currency pair not supported"}'
     assert handler.feed(refused, NOW_US) == []
     assert handler.counts.bad == {"refused": 1}
+
+
+def test_after_a_halt_the_quotes_are_told_again(handler: Kraken) -> None:
+    """What halts takes the quotes out of the NBBO; the books did not change meanwhile."""
+    assert handler.feed(b'{"event":"systemStatus","status":"online"}', NOW_US) == []
     assert kinds(handler.feed(b'{"event":"systemStatus","status":"maintenance"}', NOW_US)) == [StatusKind.HALTED]
+    ticks = handler.feed(b'{"event":"systemStatus","status":"online"}', NOW_US)
+    assert kinds(ticks) == [StatusKind.RESUMED]
+    assert [quote.symbol for quote in quotes(ticks)] == ["BTC-USD"]
 
 
 def test_the_opening_subscribes_to_books_and_trades(handler: Kraken) -> None:

@@ -87,7 +87,7 @@ def test_venues_cross_fall_silent_and_send_late_and_odd_trades() -> None:
     assert late > 50
     assert odd > 100
     assert silent
-    assert nbbo.dropped > 0
+    assert nbbo.fell_silent > 0
 
 
 def test_it_begins_with_every_venue_up_and_heartbeats_follow() -> None:

@@ -82,7 +82,31 @@ def test_a_venue_that_falls_silent_drops_out_within_its_time_to_live() -> None:
     assert best(book, T0 + TTL_US) == (9, 1, "y", 13, 1, "y")
     assert best(book, T0 + 2 * TTL_US - 2) == (9, 1, "y", 13, 1, "y")
     assert best(book, T0 + 2 * TTL_US - 1) == NONE
-    assert book.dropped == 2
+    assert book.fell_silent == 2
+
+
+def test_a_venue_that_is_heard_again_without_a_gap_is_as_good_as_before() -> None:
+    """Heartbeats that come a little late must not cost every quote that does not change."""
+    book = NbboBook()
+    book.apply([quote("x", 10, 12)], T0)
+    assert best(book, T0 + TTL_US) == NONE
+    at_us = T0 + TTL_US + 5
+    book.apply([Status("x", StatusKind.ALIVE, at_us)], at_us)
+    assert best(book, at_us) == (10, 1, "x", 12, 1, "x")
+    assert [one.symbol for one in book.changed(at_us)] == ["A"]
+    assert best(book, at_us + TTL_US) == NONE
+    book.apply(
+        [Status("x", StatusKind.GAP, at_us + TTL_US), Status("x", StatusKind.ALIVE, at_us + TTL_US)], at_us + TTL_US
+    )
+    assert best(book, at_us + TTL_US) == NONE, "a gap is not forgiven"
+
+
+def test_each_venue_has_its_own_time_to_live() -> None:
+    book = NbboBook(ttls_us={"y": 3 * TTL_US})
+    book.apply([quote("x", 10, 12), quote("y", 9, 13)], T0)
+    assert best(book, T0 + TTL_US) == (9, 1, "y", 13, 1, "y")
+    assert best(book, T0 + 3 * TTL_US - 1) == (9, 1, "y", 13, 1, "y")
+    assert best(book, T0 + 3 * TTL_US) == NONE
 
 
 def test_any_tick_is_a_sign_of_life() -> None:
@@ -103,13 +127,19 @@ def test_where_symbols_fall_silent_one_by_one_each_has_its_own_time() -> None:
     assert best(book, T0 + 600_000 + TTL_US, "A") == NONE
 
 
-def test_what_waited_too_long_is_not_shown_as_fresh() -> None:
-    """A quote that lay in a queue for a second must not bring the venue back, nor leave its older one."""
+def test_what_waited_too_long_is_no_sign_of_life() -> None:
+    """A quote that lay in a queue for a second must not bring its venue back."""
     book = NbboBook()
     book.apply([quote("x", 10, 12)], T0)
-    book.apply([Status("x", StatusKind.ALIVE, T0 + 900_000)], T0 + 900_000)
-    book.apply([quote("x", 11, 12, T0 + 100_000)], T0 + 100_000 + TTL_US)
-    assert best(book, T0 + 100_000 + TTL_US) == NONE
+    at_us = T0 + 200_000 + TTL_US
+    book.apply([quote("x", 11, 12, T0 + 200_000)], at_us)
+    assert best(book, at_us) == NONE
+    book.apply([quote("x", 20, 22, at_us, symbol="B")], at_us)
+    assert best(book, at_us) == (11, 1, "x", 12, 1, "x"), "it was the newest when the venue is heard again"
+    alone = NbboBook(silent_symbols=["x"])
+    alone.apply([quote("x", 10, 12), quote("x", 11, 12, T0 + 200_000)], at_us)
+    alone.apply([quote("x", 20, 22, at_us, symbol="B")], at_us)
+    assert best(alone, at_us) == NONE
 
 
 DROPS = [
@@ -214,25 +244,16 @@ class Model:
     def at(self, symbol: str, now_us: int) -> tuple[int, int, str, int, int, str]:
         live = []
         for venue in VENUES:
-            own = [tick for tick in self.past if tick.venue == venue]
-            # Each sign of life in its turn: a silence of a second between two of them took the quotes out.
             newest: Quote | None = None
-            last_us = -TTL_US
-            for tick in own:
-                if tick.receive_us - last_us >= TTL_US:
-                    newest = None
-                if newest is not None and venue in self.silent and tick.receive_us - newest.receive_us >= TTL_US:
-                    newest = None
+            heard_us = -TTL_US
+            for tick in (tick for tick in self.past if tick.venue == venue):
                 if isinstance(tick, Quote) and tick.symbol == symbol:
                     newest = None if tick.marks & (SUSPECT | CROSSED) else tick
-                takes_out = isinstance(tick, Status) and tick.kind in DROPS_OUT
-                if takes_out and tick.symbol in ("", symbol):
+                if isinstance(tick, Status) and tick.kind in DROPS_OUT and tick.symbol in ("", symbol):
                     newest = None
                 if not (isinstance(tick, Status) and tick.kind is StatusKind.DOWN):
-                    last_us = tick.receive_us
-            if newest is not None and venue in self.silent:
-                last_us = newest.receive_us
-            if newest is not None and now_us - last_us < TTL_US:
+                    heard_us = tick.receive_us
+            if newest is not None and now_us - (newest.receive_us if venue in self.silent else heard_us) < TTL_US:
                 live.append(newest)
         bids = sorted((-one.bid_e9, -one.bid_size_e9, one.venue) for one in live if one.bid_e9)
         asks = sorted((one.ask_e9, -one.ask_size_e9, one.venue) for one in live if one.ask_e9)
