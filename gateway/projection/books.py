@@ -35,6 +35,7 @@ class OwnBook:
         self.sides: dict[str, dict[int, int]] = {"buy": {}, "sell": {}}
         self.touched: dict[str, set[int]] = {"buy": set(), "sell": set()}
         self.quote: Quote | None = None
+        self._shown = False
 
     def add(self, side: str, price_e9: int, size_e9: int) -> None:
         levels = self.sides[side]
@@ -49,13 +50,11 @@ class OwnBook:
         """Best first."""
         return tuple(sorted(self.sides[side].items(), reverse=side == "buy")[:depth])
 
-    def snapshot(self, at_us: int, depth: int | None = None) -> BookSnapshot:
-        return BookSnapshot(
-            self.symbol, VENUE, self.seq, self.levels("buy", depth), self.levels("sell", depth), at_us, at_us
-        )
+    def snapshot(self, at_us: int, *, receive_us: int) -> BookSnapshot:
+        return BookSnapshot(self.symbol, VENUE, self.seq, self.levels("buy"), self.levels("sell"), at_us, receive_us)
 
     def diff(self, at_us: int, receive_us: int) -> list[Tick]:
-        """What changed since the last call: a diff, and a quote when the best changed."""
+        """What changed since the last call: the book at first, then diffs, and a quote when the best changed."""
         ticks: list[Tick] = []
         bids, asks = (
             tuple((price, self.sides[side].get(price, 0)) for price in sorted(self.touched[side]))
@@ -63,7 +62,11 @@ class OwnBook:
         )
         if bids or asks:
             self.seq += 1
-            ticks.append(BookDiff(self.symbol, VENUE, self.seq, bids, asks, at_us, receive_us))
+            if self._shown:
+                ticks.append(BookDiff(self.symbol, VENUE, self.seq, bids, asks, at_us, receive_us))
+            else:
+                self._shown = True
+                ticks.append(self.snapshot(at_us, receive_us=receive_us))
             for touched in self.touched.values():
                 touched.clear()
         bid = max(self.sides["buy"].items(), default=(0, 0))
@@ -108,6 +111,15 @@ class Books:
         resting = _Resting(symbol, side, _e9(Decimal(price)), _e9(Decimal(leaves)))
         self._orders[order_id] = resting
         self._book(symbol).add(side, resting.price_e9, resting.leaves_e9)
+
+    def show_all(self, at_us: int) -> None:
+        """Give every book that there is: after a start from the cache or a snapshot."""
+        receive_us = self._receive_us()
+        ticks: list[Tick] = []
+        for book in self.books.values():
+            ticks += book.diff(at_us, receive_us)
+        if ticks:
+            self._sink(ticks)
 
     def fields(self) -> Iterable[str]:
         return ()

@@ -10,7 +10,7 @@ import pytest
 from gateway.cache.server import CacheServer
 from gateway.cache.state import CacheAway, Elsewhere, StateCache, connect
 from gateway.events import Position, UnknownEvent, decode
-from gateway.feeds.ticks import BookDiff, Quote, Trade
+from gateway.feeds.ticks import BookDiff, BookSnapshot, Quote, Trade
 from gateway.projection.host import micros
 from tests.gateway.feeding import Gateway, batches, feed, shown_by_gateway, shown_by_node, until, url
 from tests.node.solo import SharedLog, Solo, run
@@ -55,9 +55,10 @@ def test_diffs_add_up_to_the_book_and_quotes_to_its_best(tmp_path: Path) -> None
                 feed(solo, batches(4, 300))
                 await gateway.reaches(solo.log.index)
             for symbol, book in gateway.books.books.items():
-                sides: list[dict[int, int]] = [{}, {}]
+                [first] = [tick for tick in gateway.ticks if isinstance(tick, BookSnapshot) and tick.symbol == symbol]
+                sides: list[dict[int, int]] = [dict(first.bids), dict(first.asks)]
                 diffs = [tick for tick in gateway.ticks if isinstance(tick, BookDiff) and tick.symbol == symbol]
-                assert [diff.seq for diff in diffs] == list(range(1, len(diffs) + 1))
+                assert [diff.seq for diff in diffs] == list(range(2, len(diffs) + 2))
                 for diff in diffs:
                     for side, levels in zip(sides, (diff.bids, diff.asks), strict=True):
                         for price, size in levels:

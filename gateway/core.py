@@ -1,0 +1,268 @@
+"""Builds one gateway and holds its parts: feeds, projection, views, preferences, alerts. The only place that builds."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine
+from decimal import Decimal
+from typing import Any
+
+import aiohttp
+import structlog
+
+from cluster.certificates import client_context, server_context
+from gateway.alerts.fills import Fill, Fills
+from gateway.alerts.service import Alerts
+from gateway.cache.server import CacheServer
+from gateway.cache.state import StateCache, connect
+from gateway.config import GatewayConfig, Notify
+from gateway.events import Traded
+from gateway.feeds.clock import now_us
+from gateway.feeds.ticks import UNUSABLE, Status, StatusKind, Tick, Trade
+from gateway.follow import Follower
+from gateway.market.intake import MarketData
+from gateway.marks import Marks
+from gateway.notify.addresses import Guard
+from gateway.notify.dispatcher import Dispatcher
+from gateway.notify.mail import MailSender
+from gateway.notify.notice import Notice
+from gateway.notify.notifier import Notifier
+from gateway.notify.webhook import ProviderSender, Sender, WebhookSender
+from gateway.prefs.fields import Channel
+from gateway.prefs.link import Sites
+from gateway.prefs.seal import read_keyring
+from gateway.prefs.service import Prefs
+from gateway.prefs.store import Store
+from gateway.projection.accounts import Accounts
+from gateway.projection.books import VENUE, Books
+from gateway.projection.host import Projection
+from gateway.projection.projector import Batch
+from gateway.sources import Source, make_source
+from gateway.tasks import end
+from gateway.views.leaderboard import Leaderboard
+from gateway.views.portfolio import Portfolios
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.gateway")
+
+ALIVE_S = 0.25
+FLUSH_S = 0.1
+SYNC_S = 1.0
+FOLLOWED_MS_MAX = 2_500
+"""Our own venue is alive as long as the feed was heard so lately."""
+REDIS_URL = "REDIS_URL"
+
+
+def nobody(_notice: Notice) -> None:
+    """Nobody is connected yet."""
+
+
+class Core:
+    """One gateway's parts, started and stopped together. All on one event loop.
+
+    Read what you need; hook in with `projection.on_batch`, `on_notice`, `market` (its `changes`) and `leaderboard`.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        self.on_notice: Callable[[Notice], None] = nobody
+        """Notices for users who are connected to this gateway."""
+        self.ready_reasons: list[str] = ["starting"]
+        data = config.data_dir
+        data.mkdir(parents=True, exist_ok=True)
+        self.market = MarketData(
+            now_us,
+            log_folder=data / "ticks" if config.market.ticklog else None,
+            ttl_us=config.market.quote_ttl_ms * 1_000,
+        )
+        self.accounts = Accounts()
+        self.books = Books(self.take, now_us)
+        self.portfolios = Portfolios(self.accounts.instruments, self.accounts.scales)
+        self.marks = Marks(
+            self.market, self.accounts.instruments, lambda: self.portfolios.cash_assets, config.market.currency
+        )
+        self.store = Store(data / "prefs", cluster_id=config.cluster_id, site=config.site)
+        keyring = read_keyring(config.seal_keys)
+        self.prefs = Prefs(self.store, keyring)
+        self.leaderboard = Leaderboard(
+            self.accounts.accounts, self.marks.price, hidden=self.prefs.hidden_from_leaderboard
+        )
+        self.cache_server: CacheServer | None = None
+        self._cache_client: Any = None
+        self.projection: Projection
+        self.follower: Follower
+        self.session: aiohttp.ClientSession
+        self.sources: list[Source] = []
+        self.sites = Sites(
+            self.store,
+            listen=(config.listen.host, config.listen.link_port),
+            peers=config.peers,
+            server_tls=server_context(config.tls),
+            client_tls=client_context(config.tls),
+        )
+        self.dispatcher = Dispatcher(self.store, self.prefs.preferences, _senders(config.notify))
+        self.notifier = Notifier(self.store, self.prefs.preferences, self.dispatcher, self._notice)
+        self.fills = Fills(config.site, show=self.notifier.show, queue=self.notifier.queue)
+        self.alerts = Alerts(self.store, keyring, show=self.notifier.show, queued=self.dispatcher.added)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Raises what a taken port, a folder in use or a missing cache server raise; then nothing of it runs."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        config = self.config
+        url = config.cache.redis_url or os.environ.get(REDIS_URL, "")
+        if not url:
+            self.cache_server = CacheServer(config.data_dir / "cache", memory_bytes_max=config.cache.memory_bytes_max)
+            await self.cache_server.start()
+            url = self.cache_server.url
+        projectors = (self.accounts, self.books, self.portfolios, self.leaderboard)
+        self._cache_client = connect(url)
+        scope = f"{config.cluster_id}:{config.site}"
+        cache = StateCache(self._cache_client, scope, [projector.kind for projector in projectors])
+        self.projection = Projection(projectors, cache)
+        self.projection.on_batch.append(self._fills_of)
+        if await self.projection.start_from_cache():
+            self.books.begin_with(self.accounts.orders.values())
+            self.books.show_all(now_us())
+        tls = client_context(config.tls) if config.nodes.present_certificate else None
+        if tls is not None and config.nodes_ca is not None:
+            tls.load_verify_locations(config.nodes_ca)
+        connector = aiohttp.TCPConnector(ssl=tls) if tls is not None else None
+        self.session = aiohttp.ClientSession(connector=connector)
+        self.follower = Follower(self.session, lambda: config.nodes.addresses, self.node_token, self.projection)
+        await self.alerts.start()
+        await self.dispatcher.start()
+        self.sites.on_link(lambda _site, _up: self._sites_changed())
+        await self.sites.start()
+        self.sources = [make_source(feed, self.take) for feed in config.feeds]
+        self._run("follower", self.follower.run())
+        self._run("cache", self.projection.keep_cache())
+        self._run("leaderboard", self.leaderboard.run())
+        self._run("alive", self._say_alive())
+        self._run("ticklog", self._keep_ticklog())
+        for source in self.sources:
+            self._run(f"feed {source.name}", source.run())
+
+    def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # What it kept grows old and says so; the rest goes on.
+            log.error("a part of the gateway ended", part=task.get_name(), error=repr(error), exc_info=error)
+
+    async def stop(self) -> None:
+        """End everything; what users wrote is on disk already."""
+        await end(*self._tasks)
+        await self.notifier.stop()
+        await self.alerts.stop()
+        await self.sites.stop()
+        if hasattr(self, "session"):
+            await self.session.close()
+        if self._cache_client is not None:
+            await self._cache_client.aclose()
+        if self.cache_server is not None:
+            await self.cache_server.stop()
+        self.market.close()
+        await self.store.close()
+
+    def node_token(self) -> str:
+        """An auditor's token, as the file has it now."""
+        return self.config.token_file.read_text("ascii").strip()
+
+    def why_not_ready(self) -> str:
+        """Empty when this gateway serves from a warm state."""
+        if not hasattr(self, "projection") or not self.projection.standing.warm:
+            return "the projection is not there yet"
+        return ""
+
+    # ---- what comes in ----
+
+    def take(self, ticks: list[Tick]) -> None:
+        """The sink of every feed, our own venue's too."""
+        self.market.take(ticks)
+        for tick in ticks:
+            if type(tick) is Trade and tick.eligible and not tick.marks & UNUSABLE:
+                self.alerts.tick(tick.symbol, tick.price_e9, tick.venue_us)
+
+    async def _say_alive(self) -> None:
+        """Our own venue's quotes hold as long as the feed that tells of changes is heard."""
+        while True:
+            await asyncio.sleep(ALIVE_S)
+            standing = self.projection.standing
+            if self.follower.node and 0 <= standing.staleness_ms < FOLLOWED_MS_MAX:
+                self.market.take([Status(VENUE, StatusKind.ALIVE, now_us())])
+
+    async def _keep_ticklog(self) -> None:
+        log_ = self.market.log
+        if log_ is None:
+            return
+        synced_at = time.monotonic()
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            log_.flush()
+            if time.monotonic() - synced_at >= SYNC_S:
+                synced_at = time.monotonic()
+                await asyncio.get_running_loop().run_in_executor(None, log_.sync)
+
+    def _fills_of(self, batch: Batch) -> None:
+        at_us = now_us()
+        for event in batch.events:
+            if isinstance(event, Traded):
+                for fill in _sides(event, batch.at_us):
+                    self.fills.filled(fill, at_us)
+
+    def _notice(self, notice: Notice) -> None:
+        self.on_notice(notice)
+
+    def _sites_changed(self) -> None:
+        live = self.sites.live_sites()
+        self.alerts.set_live(live)
+        self.fills.set_live(live, now_us())
+
+
+def _sides(event: Traded, at_us: int) -> list[Fill]:
+    _, epoch, index, seq = map(int, event.position.split("."))
+    maker_side = "sell" if event.taker_side == "buy" else "buy"
+    return [
+        Fill(
+            position=(epoch, index, seq),
+            user=account,
+            order_id=order_id,
+            symbol=event.symbol,
+            side=side,
+            price=_text(event.price),
+            quantity=_text(event.qty),
+            complete=not leaves,
+            at_us=at_us,
+        )
+        for account, order_id, side, leaves in (
+            (event.taker_account, event.taker_order_id, event.taker_side, event.taker_leaves_qty),
+            (event.maker_account, event.maker_order_id, maker_side, event.maker_leaves_qty),
+        )
+    ]
+
+
+def _text(value: Decimal) -> str:
+    return format(value, "f")
+
+
+def _senders(notify: Notify) -> dict[Channel, Sender]:
+    senders: dict[Channel, Sender] = {
+        Channel.webhook: WebhookSender(Guard(notify.allowed_networks), plain_http=notify.plain_http_webhooks)
+    }
+    if notify.smtp is not None:
+        senders[Channel.email] = MailSender(notify.smtp)
+    for channel, url in ((Channel.sms, notify.sms_url), (Channel.push, notify.push_url)):
+        if url:
+            senders[channel] = ProviderSender(channel, url, notify.provider_secret)
+    return senders
