@@ -24,6 +24,8 @@ from cluster.topology import GATEWAY_PREFIX, Timing
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 0.02
+SEEK_SECONDS = 5.0
+"""How often who was away when it was removed is dialed, to be told so."""
 LOOK_SECONDS = 2.0
 """How often the certificate files are looked at, and how far apart links are made anew with new ones."""
 
@@ -90,6 +92,7 @@ class Links:
         self._open: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dialing: dict[str, asyncio.Task[None]] = {}
+        self._sought: dict[str, asyncio.Task[None]] = {}
         self._listener = Listener(
             listen,
             welcome=lambda: (self._identity.server, Connection(self, None, self._identity.generation)),
@@ -141,6 +144,8 @@ class Links:
                 self.peers[name].address = address
                 continue
             log.info("%s is a peer now, at %s:%d", name, *address)
+            if name in self._sought:
+                self._sought.pop(name).cancel()
             self.peers[name] = Peer(name, address)
             if self._started and not self._stopping:
                 self._keep_dialed(name)
@@ -150,6 +155,8 @@ class Links:
         log.info("%s is no peer any more", name)
         if name in self._dialing:
             self._dialing.pop(name).cancel()
+            if peer.connection is None and isinstance(self.receiver, KnowsStrangers):
+                self._sought[name] = self._spawn(self._seek(peer))
         self._let_go(peer)
         for other in list(self._open):
             # What was dialed and has not been greeted belongs to nobody any more.
@@ -223,7 +230,7 @@ class Links:
             self._open.add(connection)
             connection.close()
             return False
-        if self._stopping or (connection.dialed is not None and name not in self.peers):
+        if self._stopping or (connection.dialed is not None and name not in self.peers and name not in self._sought):
             # Whom we dialed is no peer any more.
             connection.abort()
             return False
@@ -263,15 +270,19 @@ class Links:
     def _turn_away(self, connection: Connection, name: str) -> None:
         """Say why, if there is something to say, and close. Its certificate is good, so it was a member, or will be."""
         answer = self.receiver.stranger(name) if isinstance(self.receiver, KnowsStrangers) else None
-        self.counters["refused_stranger"] += 1
-        log.warning("link to %s refused: it is no peer of ours (refused_stranger)", name)
+        if connection.dialed is None:
+            self.counters["refused_stranger"] += 1
+            log.warning("link to %s refused: it is no peer of ours (refused_stranger)", name)
         if answer is None:
             connection.abort()
             return
         self.counters["strangers_told"] += 1
-        connection.write(self.hello())
+        if connection.dialed is None:
+            connection.write(self.hello())
         connection.write(answer)
         connection.close()
+        if name in self._sought:
+            self._sought.pop(name).cancel()
 
     def received(self, member: str, message: Message) -> None:
         self.receiver.received(member, message)
@@ -306,6 +317,12 @@ class Links:
                 await self._dial_once(peer)
                 pause_ms = min(pause_ms * 2, timing.redial_ms_max)
             await asyncio.sleep(random.uniform(0.5, 1.0) * pause_ms / 1000)
+
+    async def _seek(self, peer: Peer) -> None:
+        """Who was away when it was removed, and dials nobody because of its name, is dialed until it has been told."""
+        while True:
+            await asyncio.sleep(SEEK_SECONDS * random.uniform(0.5, 1.0))
+            await self._dial_once(peer)
 
     async def _dial_once(self, peer: Peer) -> None:
         """Dial and wait for the other's hello, or for the end."""

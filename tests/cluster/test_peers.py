@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from cluster.consensus.messages import Application
 from tests.cluster.engines import Cut, run, until
 from tests.cluster.link_ends import Ends
@@ -102,6 +104,38 @@ def test_a_stranger_with_a_good_certificate_is_told_and_counted(tmp_path: Path) 
             assert a.links.counters["strangers_told"] > 0
             await until(lambda: b.news[-1] == ("down", "a"))
             assert a.news == []
+
+    run(main())
+
+
+def test_who_was_away_when_it_was_removed_is_told_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.consensus.transport.SEEK_SECONDS", 0.1)
+
+    async def main() -> None:
+        async with Ends(tmp_path, "a", "b", "c") as ends:
+            b, c = await ends.start("b", "a", "c"), await ends.start("c", "a", "b")
+            await until(lambda: b.linked("c") and c.linked("b"))
+            # a would dial nobody: its name is before all others.
+            b.farewell = c.farewell = said(b"you were removed")
+            b.links.set_peers(ends.of("c"))
+            c.links.set_peers(ends.of("b"))
+            a = await ends.start("a", "b", "c")
+            await until(lambda: ("got", "b", b"you were removed") in a.news)
+            await until(lambda: ("got", "c", b"you were removed") in a.news)
+            await until(a.linked)
+            # Once is enough.
+            told = len(a.news)
+            await asyncio.sleep(0.5)
+            assert len(a.news) == told
+            assert [one for one in b.news + c.news if one[1] == "a"] == []
+            assert b.links.counters["strangers_told"] == c.links.counters["strangers_told"] == 1
+            assert not (b.links._sought or c.links._sought)
+            # And it may be a peer again.
+            for end, others in ((b, "ac"), (c, "ab")):
+                end.links.set_peers(ends.of(*others))
+            await until(lambda: a.linked("b", "c") and b.linked("a", "c") and c.linked("a", "b"))
 
     run(main())
 
