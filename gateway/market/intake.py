@@ -30,20 +30,21 @@ class MarketData:
         clock: Callable[[], int],
         *,
         log_folder: Path | None = None,
+        log_quotes: bool = True,
         ttl_us: int = TTL_US,
         ttls_us: Mapping[str, int] | None = None,
         silent_symbols: Collection[str] = (),
         retention: Retention | None = None,
     ) -> None:
-        """clock: now in microseconds since 1970. log_folder: None keeps no tick log. ttl_us, ttls_us,
-        silent_symbols: how long a venue may be silent, see NbboBook.
+        """clock: now in microseconds since 1970. log_folder: None keeps no tick log; log_quotes: see TickLog.
+        ttl_us, ttls_us, silent_symbols: how long a venue may be silent, see NbboBook.
         """
         self.clock = clock
         self.nbbo = NbboBook(ttl_us=ttl_us, ttls_us=ttls_us, silent_symbols=silent_symbols)
         self.candles = Candles(retention=retention)
         self.tape = Tape()
         self.books = Books()
-        self.log = TickLog(log_folder) if log_folder is not None else None
+        self.log = TickLog(log_folder, quotes=log_quotes) if log_folder is not None else None
         self.ticks = 0
 
     def take(self, ticks: list[Tick]) -> None:

@@ -125,6 +125,30 @@ def test_a_book_that_crosses_itself_is_dropped(handler: Binance) -> None:
     assert wanted.key == "BTCUSDT"
 
 
+def test_a_snapshot_that_crosses_itself_is_asked_for_again(handler: Binance) -> None:
+    handler.feed(binance_diff(5, 7), NOW_US)
+    handler.wants()
+    assert handler.fetched("BTCUSDT", binance_snapshot(7, [("102.0", "1")], [("101.0", "1")]), NOW_US) == []
+    assert handler.counts.bad == {"crossed_snapshot": 1}
+    assert len(handler.wants()) == 1
+
+
+@pytest.mark.parametrize(("quotes_from", "frame", "told"), [
+    ("ticker", b"garbage", [StatusKind.GAP]),
+    ("ticker", b'{"stream":"btcusdt@depth","data":{"s":1}}', []),
+    ("ticker", b'{"stream":"btcusdt@trade","data":{"s":1}}', []),
+    ("book", b"garbage", []),
+    ("book", b'{"stream":"btcusdt@bookTicker","data":{"s":1}}', []),
+])  # fmt: skip
+def test_only_quotes_without_numbers_are_given_up_for_a_frame_that_can_not_be_read(
+    quotes_from: str, frame: bytes, told: list[StatusKind]
+) -> None:
+    """Diffs and trades are numbered: the next one shows what is missing."""
+    handler = Binance(None, quotes_from=quotes_from)
+    assert kinds(handler.feed(frame, NOW_US)) == told
+    assert sum(handler.counts.bad.values()) == 1
+
+
 def test_diffs_that_wait_are_bounded(handler: Binance) -> None:
     for number in range(1, WAITING_MAX + 100):
         handler.feed(binance_diff(number, number), NOW_US)

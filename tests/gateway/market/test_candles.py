@@ -125,6 +125,16 @@ def test_paging() -> None:
         candles.bars("A", "2m")
 
 
+def test_the_latest_bar_is_the_newest_whether_open_or_closed() -> None:
+    candles = Candles()
+    for minute in range(3):
+        candles.apply([trade(1 + minute, T0 + minute * MINUTE_US)], T0 + minute * MINUTE_US)
+    candles.advance(T0 + HOUR_US)
+    latest = candles.latest("A", "1m")
+    assert latest is not None
+    assert (latest.open_e9, latest.closed) == (3, True)
+
+
 def test_retention_keeps_the_newest() -> None:
     candles = Candles(retention=Retention(bars_1m=5, bars_5m=2, bars_1h=1))
     for minute in range(200):

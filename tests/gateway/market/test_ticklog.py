@@ -73,6 +73,16 @@ def test_books_are_left_out(tmp_path: Path) -> None:
     assert read_all(TickReader(tmp_path, "one")) == ([0], 0)
 
 
+def test_quotes_can_be_left_out(tmp_path: Path) -> None:
+    log = TickLog(tmp_path, quotes=False)
+    kept: list[Tick] = [Trade("A", "x", 1, 2, 3, T0, "id"), Status("x", StatusKind.GAP, T0)]
+    log.append([*ticks(0, 3), *kept], T0)
+    log.close()
+    batch = TickReader(tmp_path, "one").read()
+    assert batch is not None
+    assert batch.ticks == kept
+
+
 def test_consumers_read_at_their_own_pace(tmp_path: Path) -> None:
     log = TickLog(tmp_path)
     fast, slow = TickReader(tmp_path, "fast"), TickReader(tmp_path, "slow")
