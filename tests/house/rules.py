@@ -39,6 +39,8 @@ HOMES = {
         "cluster/client_stream.py",
         "bench/load.py",
         "gateway/feeds/live.py",
+        "gateway/api/*.py",
+        "gateway/core.py",
         "gateway/follow.py",
         "gateway/notify/addresses.py",
         "gateway/notify/webhook.py",
