@@ -78,7 +78,9 @@ def test_a_removed_peer_is_not_dialed_any_more(tmp_path: Path) -> None:
             await asyncio.sleep(1.2)
             assert a.news == []
             assert sum(a.links.counters.values()) == 0
+            assert set(b.links._sought) == {"a"}
             b.links.set_peers(ends.of("a"))
+            assert not b.links._sought
             await until(lambda: a.linked("b") and b.linked("a"))
             # In the middle of a handshake, too: nothing is left of it.
             b.links.set_peers({})
