@@ -36,10 +36,11 @@ from node.door import Door
 from node.driver import Driver
 from node.errors import NotReady
 from node.event_views import EventViews
+from node.guard import ConnectionGuard, HttpLimits
 from node.intake import Intake
 from node.leading import Leading
 from node.leaving import ALONE_MS, LEAVING, Leaving
-from node.limits import ConnectionGuard, HttpLimits, middlewares
+from node.limits import middlewares
 from node.link_metrics import LinkMetrics
 from node.metrics import Metrics
 from node.ratelimit import RateLimiter, Rates

@@ -31,6 +31,7 @@ HOMES = {
         "node/context.py",
         "node/docs_page.py",
         "node/feed.py",
+        "node/guard.py",
         "node/limits.py",
         "node/openapi.py",
         "node/stream.py",
@@ -44,6 +45,8 @@ HOMES = {
         "gateway/follow.py",
         "gateway/notify/addresses.py",
         "gateway/notify/webhook.py",
+        "gateway/stream/server.py",
+        "gateway/workers/serve.py",
     ),
     "redis": ("gateway/cache.py", "gateway/cache/*.py"),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from node.limits import HttpLimits
+from node.guard import HttpLimits
 from tests.node.solo import Solo, bearer, run
 
 
