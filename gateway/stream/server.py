@@ -1,0 +1,274 @@
+"""`GET /v1/stream`: who is let in, what all of them share, and how they are sent away when the gateway leaves.
+
+The handshake is aiohttp's request like any other; behind it the connection is handed over to a small protocol of our
+own: what aiohttp keeps per WebSocket is several times what we need, and there are a hundred thousand of them.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import random
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from gateway.fanout.fragment import JSON, MSGPACK
+from gateway.fanout.hub import Hub, Round, wall_us
+from gateway.fanout.ring import Place
+from gateway.fanout.source import Opened, Source
+from gateway.stream.admission import Admission, StreamLimits
+from gateway.stream.connection import Connection
+from gateway.stream.words import Heartbeat, Status
+from node.auth import Authenticator, Principal
+from node.errors import InternalError, Malformed, NotReady, Overloaded
+from node.guard import Connection as GuardedConnection
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.stream")
+
+JSON_PROTOCOL = "tiebreak.json"
+MSGPACK_PROTOCOL = "tiebreak.msgpack"
+HEARTBEAT_S = 1.0
+SWEEP_SLICE = 500
+"""So many connections are looked at in one turn of the loop."""
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
+
+
+class StreamServer:
+    """All streams of one process. is_ready: false while the cache is cold; new streams are told to come back.
+
+    counters: for metrics, beside those of `hub` and `admission`.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        source: Source,
+        authenticator: Authenticator,
+        *,
+        limits: StreamLimits | None = None,
+        is_ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.hub = hub
+        self.source = source
+        self.authenticator = authenticator
+        self.limits = limits or StreamLimits()
+        self.admission = Admission(self.limits)
+        self.connections: set[Connection] = set()
+        self.counters = {"opened": 0, "cut": 0, "skipped": 0}
+        self.draining = False
+        self._is_ready = is_ready
+        self._streams_of: Counter[str] = Counter()
+        self._subscriptions_of: Counter[str] = Counter()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._told = self.status
+        self._heartbeats: dict[int, bytes] = {}
+
+    # ---- the endpoint ----
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """An aiohttp handler. Raises NodeError: not ready, too many at once, a bad token, no WebSocket."""
+        if self.draining or not self._is_ready():
+            raise NotReady("this gateway starts or drains: come back, or go to the other site", retry_after_s=1.0)
+        wait_s = self.admission.admit()
+        if wait_s:
+            error = NotReady(
+                f"too many come at once; come back in {wait_s * 1000:.0f} ms (retry_after_ms)", retry_after_s=wait_s
+            )
+            error.headers["X-Retry-After-Ms"] = f"{wait_s * 1000:.0f}"
+            raise error
+        header = request.headers.get("Authorization")
+        principal = self.authenticator.verify_header(header) if header is not None else None
+        accept = _accept(request)
+        transport, guarded = cast(asyncio.Transport, request.transport), _guarded(request)
+        offered = [one.strip() for one in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+        protocol = next((one for one in offered if one in (MSGPACK_PROTOCOL, JSON_PROTOCOL)), "")
+        lines = [
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
+            accept,
+            f"\r\nSec-WebSocket-Protocol: {protocol}".encode() if protocol else b"",
+            b"\r\n\r\n",
+        ]
+        sock = transport.get_extra_info("socket")
+        if sock is not None and self.limits.send_buffer_bytes:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.send_buffer_bytes)
+        transport.write(b"".join(lines))
+        connection = Connection(self, transport, MSGPACK if protocol == MSGPACK_PROTOCOL else JSON, principal)
+        guarded.hand_over(connection)
+        self.counters["opened"] += 1
+        if not connection.is_ended:
+            self.connections.add(connection)
+        return web.Response()  # to nobody: the connection has left aiohttp
+
+    # ---- what connections tell ----
+
+    def entered(self, connection: Connection, principal: Principal) -> None:
+        """Raises Overloaded."""
+        if self._streams_of[principal.subject] >= self.limits.connections_per_user_max:
+            raise Overloaded(f"a user holds at most {self.limits.connections_per_user_max} streams")
+        self._streams_of[principal.subject] += 1
+
+    def check_room(self, connection: Connection, principal: Principal, more: int) -> None:
+        """Raises Overloaded."""
+        limits = self.limits
+        if len(connection.topics) + more > limits.subscriptions_per_connection_max:
+            raise Overloaded(
+                f"{len(connection.topics)} subscriptions and {more} more: a stream holds at most "
+                f"{limits.subscriptions_per_connection_max}",
+                field="symbols",
+            )
+        if self._subscriptions_of[principal.subject] + more > limits.subscriptions_per_user_max:
+            raise Overloaded(f"a user holds at most {limits.subscriptions_per_user_max} subscriptions", field="symbols")
+
+    def counted(self, connection: Connection, more: int) -> None:
+        if connection.principal is not None:
+            self._subscriptions_of[connection.principal.subject] += more
+
+    def left(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self.counters["skipped"] += connection.skipped
+        principal = connection.principal
+        if principal is not None:
+            for counter, less in ((self._streams_of, 1), (self._subscriptions_of, len(connection.topics))):
+                counter[principal.subject] -= less
+                if counter[principal.subject] <= 0:
+                    del counter[principal.subject]
+        self.hub.leave(connection)
+
+    def unread(self, opened: Opened) -> None:
+        """Topics were opened for a client that left meanwhile: nobody reads them."""
+        for key in opened.states:
+            topic = self.hub.topics.get(key)
+            if topic is None:
+                self.hub.forget(key)
+
+    def write_now(self, connection: Connection) -> None:
+        """Send what it has at once, not with the next round."""
+        now = Round()
+        now.begin(wall_us(), time.monotonic(), self.hub.seq)
+        connection.write(now)
+
+    def lost_past(self, channels: list[str]) -> None:
+        """The source began anew (another epoch): whoever reads these channels is told that something is missing."""
+        for connection in list(self.connections):
+            mine = sorted({key[0] for key in connection.topics if key[0] in channels})
+            if mine:
+                connection.lost_past(mine)
+        self._tell()
+
+    # ---- time ----
+
+    @property
+    def status(self) -> Status:
+        return Status(
+            epoch=self.hub.epoch,
+            tick_ms=self.hub.pace.tick_ms,
+            shed=[name for name in self.hub.shed if name in self.source.channels],
+            source="live" if self.source.is_live else "lost",
+            age_ms=self.source.age_ms,
+        )
+
+    def start(self) -> None:
+        """Begin to send, and to look after connections; needs the running loop."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self.hub.run(), name="fan-out"),
+            loop.create_task(self._sweep(), name="streams"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(_report)
+
+    async def _sweep(self) -> None:
+        while True:
+            began_s = time.monotonic()
+            self._tell()
+            self._heartbeats = {}
+            for number, connection in enumerate(list(self.connections), 1):
+                connection.tick(began_s, self._heartbeat, pause_s=HEARTBEAT_S)
+                if number % SWEEP_SLICE == 0:
+                    self._heartbeats = {}
+                    await asyncio.sleep(0)
+            await asyncio.sleep(max(0.1, began_s + 1.0 - time.monotonic()))
+
+    def _tell(self) -> None:
+        """How the stream is served, when that has changed; the age alone is no change."""
+        now, before = self.status, self._told
+        if (now.epoch, now.tick_ms, now.shed, now.source) != (before.epoch, before.tick_ms, before.shed, before.source):
+            self._told = now
+            for connection in list(self.connections):
+                if connection.principal is not None:
+                    connection.say(now)
+
+    def _heartbeat(self, formats: int) -> bytes:
+        found = self._heartbeats.get(formats)
+        if found is None:
+            message = Heartbeat(position=str(Place(self.hub.epoch, self.hub.seq)), age_ms=self.source.age_ms)
+            found = msgspec.json.encode(message) if formats == JSON else msgspec.msgpack.encode(message)
+            self._heartbeats[formats] = found
+        return found
+
+    # ---- the end ----
+
+    async def drain(self, *, timeout_ms: int, spread_ms: int | None = None) -> None:
+        """Send everyone away in steps spread over the timeout, each with where to resume and when to come back.
+
+        spread_ms: how long the returns are spread; as the admitted rate of the others can take them, if not given.
+        """
+        self.draining = True
+        connections = list(self.connections)
+        random.shuffle(connections)
+        if spread_ms is None:
+            spread_ms = int(1_000 + len(connections) * 1_000 / self.limits.admitted_per_s)
+        began_s, step_s = time.monotonic(), timeout_ms / 1000 / max(1, len(connections))
+        for number, connection in enumerate(connections):
+            connection.drain(random.randrange(spread_ms + 1))
+            wait_s = began_s + (number + 1) * step_s - time.monotonic()
+            if wait_s > 0.005:
+                await asyncio.sleep(wait_s)
+
+    async def stop(self) -> None:
+        """End the tasks, and at once whatever is still open."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in list(self.connections):
+            connection.transport.abort()
+
+
+def _accept(request: web.Request) -> bytes:
+    """What proves that we read the key. Raises Malformed."""
+    headers = request.headers
+    if (
+        request.method != "GET"
+        or headers.get("Upgrade", "").strip().lower() != "websocket"
+        or "upgrade" not in headers.get("Connection", "").lower()
+    ):
+        raise Malformed("this path speaks WebSocket: send an upgrade")
+    if headers.get("Sec-WebSocket-Version") != "13":
+        raise Malformed("Sec-WebSocket-Version must be 13", field="Sec-WebSocket-Version")
+    key = headers.get("Sec-WebSocket-Key", "")
+    try:
+        size = len(base64.b64decode(key, validate=True))
+    except (binascii.Error, ValueError):
+        size = 0
+    if size != 16:
+        raise Malformed("Sec-WebSocket-Key must be 16 bytes in base64", field="Sec-WebSocket-Key")
+    return base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest())
+
+
+def _guarded(request: web.Request) -> GuardedConnection:
+    connection = request.transport.get_protocol() if request.transport is not None else None
+    if not isinstance(connection, GuardedConnection):
+        raise InternalError("streams need the connection guard in front of aiohttp")
+    return connection
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("the fan-out ended", error=repr(task.exception()), exc_info=task.exception())
