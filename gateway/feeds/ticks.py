@@ -1,8 +1,8 @@
 """What every feed handler gives, whatever the venue: quotes, trades, books and statuses in whole numbers.
 
-Prices and sizes are integers of 1e-9 (`_e9`), for every symbol alike. Floats are not exact, Decimals cost
-ten times as much in the comparisons that an NBBO is made of, and a scale per symbol would have to be looked
-up, and agreed on, wherever two venues meet. 1e-9 holds what the venues that we read send (8 decimals and
+Prices and sizes are integers of 1e-9 (`_e9`), for every symbol alike. Floats are not exact, Decimals take
+3.5 times as long to compare and 3 times as long to log (measured), and a scale per symbol would have to be
+looked up, and agreed on, wherever two venues meet. 1e-9 holds what the venues that we read send (8 decimals and
 9), and up to 18.4 billion units fit in the 64 bits of a record (Kraken's books hold asks at 9,999,999,997
 francs, so 63 would not do). What does not fit exactly is refused: two of Kraken's pairs have 10 decimals.
 """

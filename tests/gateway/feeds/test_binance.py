@@ -7,7 +7,7 @@ import pytest
 from gateway.feeds.binance import WAITING_MAX, Binance
 from gateway.feeds.handler import Fetch, Send
 from gateway.feeds.recorded import open_recording
-from gateway.feeds.ticks import E9, BookDiff, BookSnapshot, StatusKind, e9
+from gateway.feeds.ticks import E9, BookDiff, BookSnapshot, Status, StatusKind, e9
 from tests.gateway.feeds.frames import (
     NOW_US,
     binance_diff,
@@ -68,6 +68,10 @@ def test_the_snapshot_meets_the_diffs_that_wait(
     if last is None:
         assert ticks == []
         assert [type(wanted) for wanted in handler.wants()] == [Fetch]
+        # What waited is still there for a newer snapshot.
+        later = handler.fetched("BTCUSDT", binance_snapshot(waiting[-1][0] - 1, *BOOK), NOW_US)
+        assert isinstance(later[0], BookSnapshot)
+        assert later[0].bids[-1] == (99 * E9, waiting[-1][1] * E9)
         return
     (snapshot,) = [tick for tick in ticks if isinstance(tick, BookSnapshot)]
     newest = max((end for _, end in waiting if end > number), default=None)
@@ -185,7 +189,8 @@ def test_trades_are_numbered() -> None:
     assert (first.price_e9, first.size_e9, first.trade_id, first.aggressor) == (100_500_000_000, E9 // 4, "5", "sell")
     assert handler.feed(binance_trade(5, "100.5"), NOW_US) == []
     after = handler.feed(binance_trade(8, "100.5", maker=False), NOW_US)
-    assert kinds(after) == [StatusKind.TRADE_GAP]
+    assert isinstance(after[0], Status)
+    assert (after[0].kind, after[0].detail) == (StatusKind.TRADE_GAP, "2 trades")
     assert trades(after)[0].aggressor == "buy"
     handler.opening()
     assert handler.feed(binance_trade(8, "100.5"), NOW_US) == [], "a trade that an older connection gave"
@@ -193,6 +198,9 @@ def test_trades_are_numbered() -> None:
 
 def test_symbols_that_were_not_asked_for_are_counted(handler: Binance) -> None:
     assert handler.feed(binance_diff(1, 2, symbol="DOGEUSDT"), NOW_US) == []
+    ticker = Binance([("BTCUSDT", "BTC-USDT")])
+    assert ticker.feed(binance_ticker(1, "1.0", "2.0", symbol="DOGEUSDT"), NOW_US) == []
+    assert handler.feed(binance_ticker(1, "1.0", "2.0"), NOW_US) == [], "quotes come from the book here"
     assert (handler.counts.unwanted, handler.counts.bad) == (1, {})
     assert handler.wants() == []
 
