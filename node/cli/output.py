@@ -27,6 +27,9 @@ HINTS = {
     "forbidden": "this role may not do that; see `tiebreak token --help`",
     "no_leader": "an election may be under way; `tiebreak status` shows who is there",
     "no_quorum": "too few members reach each other; `tiebreak status` shows who is there",
+    "member_not_found": "`tiebreak cluster members` shows who there is",
+    "member_not_reached": "`tiebreak cluster members` shows who is connected",
+    "member_behind": "`tiebreak cluster members` shows how far it is",
     "unreachable": "is the cluster up? `tiebreak status` shows each member",
 }
 """What to do about a refusal, by its word."""

@@ -182,6 +182,15 @@ def test_outcomes_and_exit_codes(folder: Path, capfd: Capture) -> None:
         assert (other.code, json.loads(other.out)["error"]) == (1, "key_reused")
 
 
+def test_a_change_of_the_cluster_that_may_have_been_made_is_not_told_as_failed(folder: Path, capfd: Capture) -> None:
+    with fake_node() as node:
+        # What stands before it answers 500: it may have passed the change on.
+        line = ("cluster", "transfer", "--to", "dc-b", "--url", node.url, "--timeout-ms", "300")
+        ran = tiebreak(capfd, *line)
+        assert (ran.code, ran.out) == (3, "")
+        assert "not known" in ran.err
+
+
 def test_an_order_needs_price_and_account(folder: Path, capfd: Capture) -> None:
     assert tiebreak(capfd, "order", "place", "buy", "AAPL", "5", "-a", "alice").code == 2
     ran = tiebreak(capfd, "order", "place", "buy", "AAPL", "5", "--price", "1")

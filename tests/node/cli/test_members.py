@@ -11,7 +11,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cluster.client import MEMBERS_PATH
+from cluster.folder import ClusterFolder, create
+from cluster.launcher import Launcher, run_down
+from cluster.topology import Topology
+from tests.cluster.test_launcher import free_ports
+from tests.node.cli.test_end_to_end import User
 from tests.node.test_cluster import BUY, Group
 from tests.node.test_handover import Load
 from tests.node.test_takeover import run
@@ -143,60 +150,70 @@ def test_a_replacement_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> N
     run(tmp_path, talk)
 
 
-def test_step_by_step_with_refusals_that_help(tmp_path: Path) -> None:
-    async def talk(group: Group) -> None:
-        assert "3 are needed" in await cli(group, "cluster remove dc-b", code=1)
-        assert "no member 'nobody'" in await cli(group, "cluster promote nobody", code=1)
-        assert "no member 'nobody'" in await cli(group, "cluster replace nobody dc-c", code=1)
-        assert "a member already" in await cli(
-            group, "cluster add dc-b --site dc-b --peer 127.0.0.1:19998 --api 127.0.0.1:19999", code=1
-        )
-        files = sorted(group.folder.root.rglob("*"))
-        for name, says in (("dc_c", "letters"), ("../c", "letters"), ("gateway-c", "for gateways")):
-            assert says in await cli(group, f"cluster add {name} --site dc-a", code=1)
-        taken = f"127.0.0.1:{group.members['dc-a'].peer_port}"
-        assert "are both" in await cli(group, f"cluster add dc-c --site dc-a --peer {taken} --api {taken}", code=1)
-        assert [path for path in sorted(group.folder.root.rglob("*")) if path.suffix in (".toml", ".crt", ".key")] == [
-            path for path in files if path.suffix in (".toml", ".crt", ".key")
-        ]
+def files(folder: ClusterFolder) -> list[Path]:
+    return sorted(path for path in folder.root.rglob("*") if path.suffix in (".toml", ".crt", ".key"))
 
-        added = await cli(group, "cluster add dc-c --site dc-a")
-        assert standings(added)["dc-c"] == "learner"
-        again = await cli(group, "cluster add dc-c --site dc-a")
-        assert again["configuration_index"] == added["configuration_index"]
-        assert "dc-c" in await cli(group, "cluster promote dc-c --timeout-ms 500", code=1)
-        # `up` knows who came later.
-        ready = await cli(group, "up")
-        assert {row["member"] for row in ready} == {"dc-a", "dc-b", "tiebreaker", "dc-c"}
-        report = await cli(group, "status")
-        assert report["members"][-1]["view"]["standing"] == "learner"
-        promoted = await cli(group, "cluster promote dc-c --wait")
-        assert standings(promoted)["dc-c"] == "voter"
-        shown = await cli(group, "cluster members")
-        assert any("even number" in why for why in shown["weaknesses"])
-        local = await cli(group, "cluster members --local")
-        assert standings(local) == standings(shown)
 
-        # The leader goes as well as any other: it hands over first, is told, and leaves by itself.
-        leader = await group.leader()
-        pid = group.launcher.running(leader)
-        removed = await cli(group, f"cluster remove {leader}")
-        assert leader not in standings(removed)
-        assert pid is not None
-        assert leader not in group.members
-        assert group.launcher.running(leader) is None
-        left = {name for name in ("dc-a", "dc-b", "dc-c") if name != leader}
-        assert await group.leader() in left
-        other, keeps = sorted(left)
-        assert "3 voters are left" not in await cli(group, f"cluster demote {other}", code=1)
-        await cli(group, "cluster add dc-d --site dc-d --start")
-        await cli(group, "cluster promote dc-d --wait")
-        assert standings(await cli(group, f"cluster demote {other}"))[other] == "learner"
-        assert standings(await cli(group, f"cluster remove {other}")).keys() == {keeps, "tiebreaker", "dc-d"}
-        assert "never comes back" in await cli(group, f"cluster add {other} --site dc-b", code=1)
-        assert {row["member"] for row in await cli(group, "down")} == {keeps, "tiebreaker", "dc-d"}
+def test_step_by_step_with_refusals_that_help(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("TIEBREAK_CLUSTER", str(tmp_path / "c"))
+    topology = create(tmp_path / "c", base_port=free_ports())
+    folder, user = ClusterFolder(tmp_path / "c"), User(capfd)
+    launcher = Launcher(folder)
+    try:
+        user.does("up")
+        _refusals(user, folder, topology)
+        _steps(user, launcher)
+    finally:
+        run_down(launcher)
 
-    run(tmp_path, talk)
+
+def _refusals(user: User, folder: ClusterFolder, topology: Topology) -> None:
+    taken = f"127.0.0.1:{topology.members[0].peer_port}"
+    before = files(folder)
+    for line, says in (
+        ("remove dc-b", "3 are needed"),
+        ("demote dc-b", "3 are needed"),
+        ("promote nobody", "no member 'nobody'"),
+        ("replace nobody dc-c", "no member 'nobody'"),
+        ("add dc-b --site dc-b --peer 127.0.0.1:19998 --api 127.0.0.1:19999", "a member already"),
+        ("add dc_c --site dc-a", "letters"),
+        ("add ../c --site dc-a", "letters"),
+        ("add gateway-c --site dc-a", "for gateways"),
+        (f"add dc-c --site dc-a --peer {taken} --api {taken}", "are both"),
+    ):
+        assert says in user.does(f"cluster {line}", code=1).err
+    assert files(folder) == before
+
+
+def _steps(user: User, launcher: Launcher) -> None:
+    added = user.gets("cluster add dc-c --site dc-a")
+    assert standings(added)["dc-c"] == "learner"
+    assert user.gets("cluster add dc-c --site dc-a")["configuration_index"] == added["configuration_index"]
+    assert "dc-c" in user.does("cluster promote dc-c --timeout-ms 500", code=1).err
+    # `up` knows who came later.
+    assert {row["member"] for row in user.gets("up")} == {"dc-a", "dc-b", "tiebreaker", "dc-c"}
+    assert "learner" in user.waits_for_health()["members"][-1]["view"]["standing"]
+    assert standings(user.gets("cluster promote dc-c --wait"))["dc-c"] == "voter"
+    shown = user.gets("cluster members")
+    assert any("even number" in why for why in shown["weaknesses"])
+    assert standings(user.gets("cluster members --local")) == standings(shown)
+
+    # The leader goes as well as any other: it hands over first, is told, and leaves.
+    leader = user.waits_for_health()["leader"]
+    removed = user.gets(f"cluster remove {leader}")
+    assert leader not in standings(removed)
+    assert launcher.running(leader) is None
+    other, keeps = sorted({"dc-a", "dc-b", "dc-c"} - {leader})
+    assert user.waits_for_health()["leader"] in (other, keeps)
+    user.does("cluster add dc-d --site dc-d --start")
+    user.does("cluster promote dc-d --wait")
+    assert standings(user.gets(f"cluster demote {other}"))[other] == "learner"
+    assert standings(user.gets(f"cluster remove {other}")).keys() == {keeps, "tiebreaker", "dc-d"}
+    assert "never comes back" in user.does(f"cluster add {other} --site dc-b", code=1).err
+    assert {row["member"] for row in user.gets("down")} == {keeps, "tiebreaker", "dc-d"}
 
 
 def test_a_read_replica_reads_and_never_counts(tmp_path: Path) -> None:
