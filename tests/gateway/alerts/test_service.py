@@ -1,6 +1,9 @@
 """Alerts in two running gateways: fired once, or twice with one id; taken over, disarmed by a merge, whole or not."""
 
 import asyncio
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -12,7 +15,7 @@ from gateway.notify.outbox import USER_MAX
 from gateway.notify.policy import Planned
 from gateway.prefs.alert import Condition, Terms
 from gateway.prefs.fields import Channel
-from gateway.prefs.store import Writing
+from gateway.prefs.store import Store, Writing
 from tests.cluster.engines import until
 from tests.gateway.alerts.gates import Gate, Gates, gates_in, now_us
 from tests.gateway.notify.servers import Hook
@@ -21,6 +24,7 @@ from tests.gateway.notify.test_dispatcher import notice
 ABOVE = Terms("AAPL", Condition.above, price_e9=200_000_000_000, note="sell")
 PRICE = 201_500_000_000
 SECRET = "s" * 16
+ROOT = Path(__file__).parents[3]
 
 
 async def set_up(gates: Gates, hook: Hook | None = None, terms: Terms = ABOVE) -> tuple[Gate, Gate]:
@@ -224,3 +228,28 @@ async def test_a_site_that_is_filled_does_not_tell_what_is_long_past(
         await theirs.start()
         await until(lambda: theirs.stage("ann", "x") is Stage.done)
         assert len(theirs.ids()) == 1
+
+
+@pytest.mark.parametrize("wait_s", [0.2, 0.5])
+def test_a_killed_gateway_has_what_it_told_and_every_firing_has_its_delivery(wait_s: float, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.gateway.alerts.firing_child", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "open\n"
+        lines = [child.stdout.readline()]
+        until_s = time.monotonic() + wait_s
+        while time.monotonic() < until_s:
+            lines.append(child.stdout.readline())
+        child.kill()
+        lines += child.stdout.read().splitlines(keepends=True)[:-1]  # the last line may be cut
+    told = {(user, alert_id) for _, user, alert_id in map(str.split, lines)}
+    store = Store(tmp_path, cluster_id="c", site="dc-a", free_bytes_min=0)
+    standing = [
+        (user, alert_id, each) for user, document in store.documents() for alert_id, each in document.standing()
+    ]
+    fired = {(user, alert_id) for user, alert_id, version in standing if version.fired}
+    queued = {(item.notice.user, str(item.notice.details["alert_id"])) for item in outbox.load(store)}
+    asyncio.run(store.close())
+    assert len(told) > 10
+    assert told <= fired
+    assert fired == queued
