@@ -319,7 +319,7 @@ class App:
         members = self.node.engine.group().configuration.members
         if not self.node.is_witness:
             self.node.submitter.witnesses = frozenset(one.name for one in members if one.role is MemberRole.witness)
-        log.info("members", **{one.name: one.standing.value for one in members})
+        log.info("members", standings={one.name: one.standing.value for one in members})
 
     def _message(self, member: str, kind: str, body: bytes) -> None:
         if kind == LEAVING:
