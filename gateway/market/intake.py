@@ -5,12 +5,19 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from gateway.feeds.coinbase import Coinbase
+from gateway.feeds.iex import IexTops
+from gateway.feeds.kraken import Kraken
 from gateway.feeds.ticks import Tick
 from gateway.market.books import Books
 from gateway.market.candles import Candle, Candles, Retention
 from gateway.market.nbbo import TTL_US, Nbbo, NbboBook
 from gateway.market.tape import Tape
 from gateway.market.ticklog import TickLog
+
+
+TTLS_US = {"kraken": Kraken.ttl_us, "coinbase": Coinbase.ttl_us, "iex": IexTops.ttl_us}
+"""Venues whose heartbeats come once a second, by the names that their handlers have unless told otherwise."""
 
 
 class Changes(Struct, frozen=True):
@@ -37,10 +44,11 @@ class MarketData:
         retention: Retention | None = None,
     ) -> None:
         """clock: now in microseconds since 1970. log_folder: None keeps no tick log; log_quotes: see TickLog.
-        ttl_us, ttls_us, silent_symbols: how long a venue may be silent, see NbboBook.
+        ttl_us, ttls_us, silent_symbols: how long a venue may be silent, see NbboBook. None: TTLS_US.
         """
+        longest = {venue: max(own_us, ttl_us) for venue, own_us in (TTLS_US if ttls_us is None else ttls_us).items()}
         self.clock = clock
-        self.nbbo = NbboBook(ttl_us=ttl_us, ttls_us=ttls_us, silent_symbols=silent_symbols)
+        self.nbbo = NbboBook(ttl_us=ttl_us, ttls_us=longest, silent_symbols=silent_symbols)
         self.candles = Candles(retention=retention)
         self.tape = Tape()
         self.books = Books()

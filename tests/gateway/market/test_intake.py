@@ -47,6 +47,17 @@ def test_a_batch_reaches_every_part(tmp_path: Path) -> None:
     assert market.ticks == 4
 
 
+def test_venues_with_slow_heartbeats_may_be_silent_for_longer() -> None:
+    clock = Clock()
+    market = MarketData(clock)
+    market.take([Quote("A", venue, 10, 1, 12, 1, NOW_US, NOW_US) for venue in ("kraken", "other")])
+    seen = []
+    for passed_us in (999_999, 1_000_000, 2_499_999, 2_500_000):
+        clock.now_us = NOW_US + passed_us
+        seen.append([quote.venue for quote in market.nbbo.quotes("A", clock.now_us)])
+    assert seen == [["kraken", "other"], ["kraken"], ["kraken"], []]
+
+
 def test_a_day_replayed_from_the_log_gives_the_same_bars(tmp_path: Path) -> None:
     clock = Clock()
     market = MarketData(clock, log_folder=tmp_path)

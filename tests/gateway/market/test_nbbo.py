@@ -315,6 +315,20 @@ def test_when_nobody_quotes_any_more_the_last_known_is_marked_stale() -> None:
     assert (back.bid_e9, back.stale) == (9, False)
 
 
+def test_what_a_gap_took_is_still_the_last_known() -> None:
+    book = NbboBook()
+    book.apply([quote("x", 10, 12)], T0)
+    book.apply([Status("x", StatusKind.GAP, T0)], T0)
+    last = book.last("A", T0)
+    assert last is not None
+    assert (last.bid_e9, last.stale) == (10, True)
+    silent = NbboBook(silent_symbols=["x"])
+    silent.apply([quote("x", 10, 12)], T0)
+    last = silent.last("A", T0 + TTL_US)
+    assert last is not None
+    assert (last.bid_e9, last.as_of_us, last.stale) == (10, T0, True)
+
+
 def test_an_empty_quote_is_not_what_was_last_known() -> None:
     book = NbboBook()
     book.apply([quote("x", 10, 12), quote("x", 0, 0)], T0)
