@@ -15,7 +15,6 @@ from gateway.market.nbbo import TTL_US, Nbbo, NbboBook
 from gateway.market.tape import Tape
 from gateway.market.ticklog import TickLog
 
-
 TTLS_US = {"kraken": Kraken.ttl_us, "coinbase": Coinbase.ttl_us, "iex": IexTops.ttl_us}
 """Venues whose heartbeats come once a second, by the names that their handlers have unless told otherwise."""
 

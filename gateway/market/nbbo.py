@@ -127,8 +127,7 @@ class NbboBook:
                 venue.alive_us = min(tick.receive_us, now_us)
                 if venue.is_silent and venue.alive_us + venue.ttl_us > now_us:
                     self._speaks(venue, True)
-                if self._check_us == NEVER_US:
-                    self._check_us = now_us + venue.ttl_us
+                self._check_us = min(self._check_us, venue.alive_us + venue.ttl_us)
 
     def expire(self, now_us: int) -> None:
         """Let the clock say that it is now; what has been silent too long drops out."""
