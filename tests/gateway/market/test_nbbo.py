@@ -237,15 +237,16 @@ DROPS_OUT = (StatusKind.GAP, StatusKind.DOWN, StatusKind.HALTED)
 class Model:
     """Lists, and everything worked out from the beginning each time it is asked."""
 
-    def __init__(self, silent: Sequence[str]) -> None:
+    def __init__(self, silent: Sequence[str], ttls_us: dict[str, int]) -> None:
         self.silent = silent
+        self.ttls_us = ttls_us
         self.past: list[Tick] = []
 
     def at(self, symbol: str, now_us: int) -> tuple[int, int, str, int, int, str]:
         live = []
         for venue in VENUES:
             newest: Quote | None = None
-            heard_us = -TTL_US
+            heard_us = -100 * TTL_US
             for tick in (tick for tick in self.past if tick.venue == venue):
                 if isinstance(tick, Quote) and tick.symbol == symbol:
                     newest = None if tick.marks & (SUSPECT | CROSSED) else tick
@@ -253,7 +254,10 @@ class Model:
                     newest = None
                 if not (isinstance(tick, Status) and tick.kind is StatusKind.DOWN):
                     heard_us = tick.receive_us
-            if newest is not None and now_us - (newest.receive_us if venue in self.silent else heard_us) < TTL_US:
+            if newest is None:
+                continue
+            sign_us = newest.receive_us if venue in self.silent else heard_us
+            if now_us - sign_us < self.ttls_us.get(venue, TTL_US):
                 live.append(newest)
         bids = sorted((-one.bid_e9, -one.bid_size_e9, one.venue) for one in live if one.bid_e9)
         asks = sorted((one.ask_e9, -one.ask_size_e9, one.venue) for one in live if one.ask_e9)
@@ -265,10 +269,17 @@ class Model:
         )  # fmt: skip
 
 
-@given(st.lists(STEP, max_size=40), st.sampled_from([(), ("y",)]), st.integers(1, 5))
+@given(
+    st.lists(STEP, max_size=40),
+    st.sampled_from([(), ("y",)]),
+    st.integers(1, 5),
+    st.sampled_from([{}, {"z": 3 * TTL_US}, {"x": 400_000, "y": 2 * TTL_US}]),
+)
 @settings(max_examples=400)
-def test_it_is_the_naive_models(steps: list[tuple[Any, ...]], silent: tuple[str, ...], every: int) -> None:
-    book, model, now_us = NbboBook(silent_symbols=silent), Model(silent), T0
+def test_it_is_the_naive_models(
+    steps: list[tuple[Any, ...]], silent: tuple[str, ...], every: int, ttls_us: dict[str, int]
+) -> None:
+    book, model, now_us = NbboBook(silent_symbols=silent, ttls_us=ttls_us), Model(silent, ttls_us), T0
     told: dict[str, tuple[int, int, str, int, int, str]] = {}
     for number, (what, *rest) in enumerate(steps):
         if what == "wait":
