@@ -46,6 +46,8 @@ DATA_FILE = "data.mdb"
 _key = struct.Struct(">Q")
 _head = struct.Struct(">QI")  # term, crc32 over key, term and command
 
+WHEN_DAMAGED = "keep the member's data folder aside and start it with an empty one: the others bring it up anew"
+
 # Every key of the table `meta`. written: the LMDB transaction that wrote the newest group.
 META_KEYS = frozenset((b"identity", b"vote", b"commit", b"disk", b"peers", b"base", b"written"))
 
@@ -71,7 +73,9 @@ class LmdbStorage:
         try:
             if not (folder / DATA_FILE).exists():
                 _make(folder, identity, map_bytes)
-            check_roots(folder / DATA_FILE)
+            whole_bytes = check_roots(folder / DATA_FILE)
+            if (folder / DATA_FILE).stat().st_size < whole_bytes:
+                os.truncate(folder / DATA_FILE, whole_bytes)
             # sync and metasync: a commit returns only when data and meta page are on disk.
             self._env = lmdb.open(str(folder), map_size=map_bytes, max_dbs=2, sync=True, metasync=True, readahead=False)
             self._log, self._meta = _tables(self._env, folder)
@@ -82,7 +86,10 @@ class LmdbStorage:
             _sync_folders(folder)
         except NotWhole as error:
             os.close(self._lock)
-            raise JournalRefused(f"{folder / DATA_FILE} is damaged, or no journal: {error}") from error
+            raise JournalRefused(f"{folder / DATA_FILE} is damaged, or no journal: {error}; {WHEN_DAMAGED}") from error
+        except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError) as error:
+            os.close(self._lock)
+            raise JournalRefused(f"{folder} is damaged: {error}; {WHEN_DAMAGED}") from error
         except lmdb.Error as error:
             os.close(self._lock)
             raise JournalRefused(f"{folder}: {error}") from error
@@ -111,7 +118,9 @@ class LmdbStorage:
         try:
             return self._load(tail_bytes_max)
         except lmdb.Error as error:
-            raise JournalRefused(f"{self._folder} is damaged: {error}") from error
+            raise JournalRefused(f"{self._folder} is damaged: {error}; {WHEN_DAMAGED}") from error
+        except JournalRefused as error:
+            raise JournalRefused(f"{error}; {WHEN_DAMAGED}") from error
 
     def _load(self, tail_bytes_max: int) -> Loaded:
         tail: list[Entry] = []

@@ -132,3 +132,23 @@ def test_a_file_that_is_cut_short_is_refused(folder: Path, tmp_path: Path, size:
         check_roots(tmp_path / flips.DATA)
     with pytest.raises(JournalRefused, match=says):
         open_storage(tmp_path)
+
+
+@pytest.mark.parametrize("pages", [2, 5, 12, 20])
+def test_a_file_without_its_last_pages_is_refused_by_name(folder: Path, tmp_path: Path, pages: int) -> None:
+    """Mapped as it is, the first look beyond its end would be SIGBUS."""
+    content = (folder / "good" / flips.DATA).read_bytes()
+    assert len(content) > (pages + 2) * PAGE
+    (tmp_path / flips.DATA).write_bytes(content[: pages * PAGE])
+    with pytest.raises(JournalRefused, match="damaged"):
+        flips.load(tmp_path)
+
+
+def test_a_file_that_is_much_too_short_is_not_made_longer(folder: Path, tmp_path: Path) -> None:
+    content = bytearray((folder / "good" / flips.DATA).read_bytes())
+    for page in (0, PAGE):
+        content[page + 136 + 4] ^= 1  # the last page: 2**32 more
+    (tmp_path / flips.DATA).write_bytes(content)
+    with pytest.raises(JournalRefused, match="cut short"):
+        open_storage(tmp_path)
+    assert (tmp_path / flips.DATA).stat().st_size == len(content)
