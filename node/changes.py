@@ -17,6 +17,7 @@ from cluster.membership import Change
 from cluster.wire import ClusterView, LeadershipView
 from node.errors import (
     ChangeRefused,
+    ChangeTooEarly,
     ChangeUnknown,
     InternalError,
     MemberBehind,
@@ -75,8 +76,8 @@ _decode_told = msgspec.msgpack.Decoder(Told).decode
 _ERRORS: dict[str, type[NodeError]] = {
     kind.error: kind
     for kind in (
-        ChangeRefused, ChangeUnknown, MemberBehind, MemberIsWitness, MemberNotFound, MemberNotReached, MemberNotVoter,
-        NoLeader, NoQuorum, Overloaded,
+        ChangeRefused, ChangeTooEarly, ChangeUnknown, MemberBehind, MemberIsWitness, MemberNotFound, MemberNotReached,
+        MemberNotVoter, NoLeader, NoQuorum, Overloaded,
     )
 }  # fmt: skip
 

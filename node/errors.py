@@ -265,6 +265,16 @@ class ChangeRefused(NodeError):
     error = "change_refused"
 
 
+class ChangeTooEarly(NodeError):
+    """This change of the members can't be yet: another is under way, or a learner lacks something. Nothing was logged;
+    try again."""
+
+    status = 409
+    number = 1047
+    error = "change_too_early"
+    retry_after_s = 1.0
+
+
 class ChangeUnknown(NodeError):
     """The time was over before the change was known to hold; it may yet.
 

@@ -14,6 +14,7 @@ from cluster.topology import Member, MemberRole, Standing
 from cluster.wire import ClusterMember, ClusterView, LeadershipView
 from node.errors import (
     ChangeRefused,
+    ChangeTooEarly,
     ChangeUnknown,
     MemberBehind,
     MemberIsWitness,
@@ -233,6 +234,8 @@ def _words(standing: Standing) -> str:
 
 def _of_consensus(error: ConsensusError) -> NodeError:
     match error:
+        case consensus.ChangeTooEarly():
+            return ChangeTooEarly(str(error))
         case consensus.ChangeRefused():
             return ChangeRefused(str(error))
         case consensus.ChangeUnknown():

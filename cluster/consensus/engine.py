@@ -57,6 +57,12 @@ class ChangeRefused(ConsensusError):
     code = "change_refused"
 
 
+class ChangeTooEarly(ChangeRefused):
+    """Not within the time: another change is under way, or a learner has not caught up. Nothing was logged."""
+
+    code = "change_too_early"
+
+
 class ChangeUnknown(ConsensusError):
     """The change of the members was logged, and is not known to be committed. It may still come to hold."""
 

@@ -13,6 +13,7 @@ from cluster.consensus.addresses import AddressBook
 from cluster.consensus.clocks import ClockGuard
 from cluster.consensus.engine import (
     ChangeRefused,
+    ChangeTooEarly,
     ChangeUnknown,
     ConsensusError,
     EngineStatus,
@@ -633,7 +634,7 @@ class HardenedEngine:
             raise NotLeader(f"{self.member.name} handed leadership over for this; {self._raft.leader} leads") from None
         except TimeoutError:
             if logged is None:
-                raise ChangeRefused(reason) from None
+                raise ChangeTooEarly(reason) from None
             raise ChangeUnknown(f"the change at index {logged[0]} is not known to be committed") from None
 
     def _log_change(self, change: Change) -> int:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 EXIT_APPLY_FAILED = 70
 EXIT_DISK_FAILED = 71
 EXIT_BROKEN_INVARIANT = 72
-EXIT_REMOVED = 73
+EXIT_REMOVED = 76
 
 FRAME_BYTES_MAX = 16 << 20
 # An entry travels in one frame with its neighbours' headers.

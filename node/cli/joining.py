@@ -20,7 +20,7 @@ CLOSE_ENTRIES = 1_000
 LOOK_S = 0.3
 UNSEEN_S = 60.0
 """How long a member may be away from the leader before nobody waits for it any more."""
-REFUSALS_MAX = 5
+REFUSALS_MAX = 30
 
 
 def of_view(view: ClusterView, name: str) -> ClusterMember | None:
@@ -195,7 +195,7 @@ async def promote_when_ready(client: Client, name: str) -> ClusterView:
         try:
             return await client.promote_member(name)
         except ReadRefused as error:
-            if error.error != "change_refused" or not left:
+            if error.error != "change_too_early" or not left:
                 raise
             await asyncio.sleep(LOOK_S)
     raise CliError(f"{name} could not be promoted")
