@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
-from gateway.fanout.fragment import JSON, Fragment
+from gateway.fanout.fragment import JSON, MSGPACK, Fragment
 from gateway.fanout.frames import json_head, msgpack_head
 from gateway.fanout.pace import Pace
 from gateway.fanout.topics import CHANNELS, SHED, Channel, Key, Kind
@@ -32,7 +32,7 @@ def wall_us() -> int:
 class Topic:
     """What someone subscribes to. json, msgpack: the newest update of a conflated channel, as of the last round."""
 
-    __slots__ = ("channel", "fragment", "json", "key", "live", "msgpack", "readers", "slow")
+    __slots__ = ("channel", "formats", "fragment", "json", "key", "live", "msgpack", "slow")
 
     def __init__(self, key: Key) -> None:
         self.key = key
@@ -44,15 +44,15 @@ class Topic:
         """Readers, each with the set that says what it must be told."""
         self.slow: dict[Reader, set[Topic]] = {}
         """Those that want it once a second."""
-        self.readers = [0, 0, 0, 0]
-        """How many by formats."""
+        self.formats = 0
+        """In which anyone has read it."""
 
     def encode(self) -> None:
         """In the formats that are read."""
-        fragment, (_, json, msgpack, both) = self.fragment, self.readers
+        fragment = self.fragment
         if fragment is not None:
-            self.json = fragment.json() if json or both else b""
-            self.msgpack = fragment.msgpack() if msgpack or both else b""
+            self.json = fragment.json() if self.formats & JSON else b""
+            self.msgpack = fragment.msgpack() if self.formats & MSGPACK else b""
 
 
 class Round:
@@ -80,12 +80,11 @@ class Round:
 
 
 class Reader:
-    """Whoever is told: a client's connection, or a worker process. formats: JSON, MSGPACK or BOTH."""
+    """Whoever is told: a client's connection, or a worker process."""
 
-    __slots__ = ("dirty", "formats", "slow", "slow_at_s", "topics")
+    __slots__ = ("dirty", "slow", "slow_at_s", "topics")
 
-    def __init__(self, formats: int) -> None:
-        self.formats = formats
+    def __init__(self) -> None:
         self.dirty: set[Topic] = set()
         self.slow: set[Topic] = set()
         self.slow_at_s = 0.0
@@ -119,6 +118,8 @@ class Hub:
         self.on_empty: list[Callable[[Key], None]] = []
         """Called for a topic that nobody reads any more."""
         self.counters = {"rounds": 0, "frames": 0, "updates": 0}
+        self.shed_above: tuple[str, ...] = ()
+        """Shed before it came here."""
         self.round = Round()
         self._changed: dict[Topic, None] = {}
         self._held: dict[Topic, None] = {}
@@ -130,14 +131,14 @@ class Hub:
 
     # ---- who reads what ----
 
-    def subscribe(self, reader: Reader, key: Key, *, slow: bool = False) -> Topic:
+    def subscribe(self, reader: Reader, key: Key, *, formats: int, slow: bool = False) -> Topic:
         """slow: once a second. Again: the rate is changed."""
         topic = self.topics.get(key)
         if topic is None:
             topic = self.topics[key] = Topic(key)
-        if key not in reader.topics:
-            topic.readers[reader.formats] += 1
-            reader.topics[key] = topic
+        reader.topics[key] = topic
+        if formats & ~topic.formats:
+            topic.formats |= formats
             topic.encode()
         (topic.live if slow else topic.slow).pop(reader, None)
         if slow:
@@ -152,7 +153,6 @@ class Hub:
         topic = reader.topics.pop(key, None)
         if topic is None:
             return False
-        topic.readers[reader.formats] -= 1
         topic.live.pop(reader, None)
         topic.slow.pop(reader, None)
         reader.dirty.discard(topic)
@@ -183,8 +183,8 @@ class Hub:
         self._wake.set()
 
     def append(self, key: Key, fragment: Fragment, seq: int) -> None:
-        """One update of a channel that loses none; `seq` never falls."""
-        self.seq = seq
+        """One update of a channel that loses none."""
+        self.seq = max(self.seq, seq)
         topic = self.topics.get(key)
         if topic is not None:
             for reader in list(topic.live):  # a reader whose queue is full is cut, and leaves
@@ -263,6 +263,10 @@ class Hub:
             for marks in topic.slow.values():
                 marks.add(topic)
 
+    def begin(self, epoch: int, seq: int) -> None:
+        """What numbers the updates began anew."""
+        self.epoch, self.seq = epoch, seq
+
     @property
     def shed(self) -> tuple[str, ...]:
-        return SHED if self.pace.level else ()
+        return SHED if self.pace.level else self.shed_above

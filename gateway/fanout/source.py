@@ -77,10 +77,10 @@ class LocalSource:
         done(opened)
 
 
-def subscribe(hub: Hub, reader: Reader, opened: Opened, *, slow: bool = False) -> None:
+def subscribe(hub: Hub, reader: Reader, opened: Opened, *, formats: int, slow: bool = False) -> None:
     """Make the reader one of all topics that exist. Call it from `done`."""
     for key, fragment in opened.states.items():
-        topic = hub.subscribe(reader, key, slow=slow)
+        topic = hub.subscribe(reader, key, formats=formats, slow=slow)
         if fragment is not None and topic.channel.kind is Kind.newest:
             topic.fragment = fragment
             topic.encode()

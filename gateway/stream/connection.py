@@ -249,7 +249,7 @@ class Connection(Outlet, asyncio.Protocol):
             return
         before = len(self.topics)
         hub.seq = max(hub.seq, opened.seq)
-        subscribe(hub, self, opened, slow=action.rate == "1s")
+        subscribe(hub, self, opened, formats=self.formats, slow=action.rate == "1s")
         self._server.counted(self, len(self.topics) - before)
         if not self.queue:
             self.position_seq = hub.seq

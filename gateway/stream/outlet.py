@@ -27,12 +27,13 @@ class Outlet(Reader):
     """
 
     __slots__ = (
-        "broken", "diffs", "full_since_s", "opcode", "position_seq", "queue", "queued_bytes", "sent_at_s", "skipped",
-        "transport",
+        "broken", "diffs", "formats", "full_since_s", "opcode", "position_seq", "queue", "queued_bytes", "sent_at_s",
+        "skipped", "transport",
     )  # fmt: skip
 
     def __init__(self, transport: asyncio.Transport, formats: int) -> None:
-        super().__init__(formats)
+        super().__init__()
+        self.formats = formats
         self.transport = transport
         self.opcode = TEXT if formats == JSON else BINARY
         self.queue: list[bytes] = []

@@ -47,6 +47,7 @@ HOMES = {
         "gateway/notify/webhook.py",
         "gateway/stream/server.py",
         "gateway/workers/serve.py",
+        "gateway/workers/worker.py",
     ),
     "redis": ("gateway/cache.py", "gateway/cache/*.py"),
 }

@@ -154,6 +154,7 @@ class Client:
         self.close_code = 0
         self.close_reason = ""
         self.pings = 0
+        self.packed = False
 
     @classmethod
     async def connect(
@@ -186,10 +187,16 @@ class Client:
             body = await reader.read(4_096)
             writer.close()
             raise ConnectionError(head + body.decode(errors="replace"))
-        return cls(reader, writer)
+        client = cls(reader, writer)
+        client.packed = "tiebreak.msgpack" in head
+        return client
 
     def send(self, action: str, **fields: Any) -> None:
-        self.send_frame(0x1, msgspec.json.encode({"action": action, **fields}))
+        body = {"action": action, **fields}
+        if self.packed:
+            self.send_frame(0x2, msgspec.msgpack.encode(body))
+        else:
+            self.send_frame(0x1, msgspec.json.encode(body))
 
     def send_frame(self, opcode: int, payload: bytes) -> None:
         self.send_raw(masked(0x80 | opcode, payload))
@@ -223,6 +230,8 @@ class Client:
             if opcode == 0xA:
                 continue
             found = msgspec.json.decode(payload) if opcode == 0x1 else msgspec.msgpack.decode(payload)
+            if isinstance(found, list):
+                found = {"stream": "data", "at_us": found[0], "seq": found[1], "updates": found[2]}
             if not (isinstance(found, dict) and found["stream"] in ("heartbeat", "status")):
                 return found
 

@@ -1,0 +1,133 @@
+"""One worker process: serves clients on the shared port from what the core sends it."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+import uvloop
+from aiohttp import web
+from msgspec import Struct
+
+from gateway.fanout.hub import Hub
+from gateway.stream.admission import StreamLimits
+from gateway.stream.server import StreamServer
+from gateway.tasks import end
+from gateway.workers.link import CoreLink
+from gateway.workers.serve import Listening
+from node.auth import Authenticator
+from node.errors import NodeError, error_body
+from node.guard import ConnectionGuard, HttpLimits
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.workers")
+
+GRACE_S = 0.5
+"""Between the last goodbye and the end of the process."""
+
+
+class WorkerOptions(Struct, frozen=True, kw_only=True):
+    """All that a worker is told when it is started, as JSON in its one argument. port: shared by all workers."""
+
+    number: int
+    core: str
+    run: str
+    hosts: list[str]
+    port: int
+    public_keys: list[str]
+    limits: StreamLimits = StreamLimits()
+    http: HttpLimits = HttpLimits()
+    drain_ms: int = 5_000
+    more: dict[str, str] = {}
+    """For the routes that are added by others."""
+
+    @classmethod
+    def parse(cls, text: str) -> "WorkerOptions":
+        """Raises ValueError."""
+        return msgspec.json.decode(text, type=cls)
+
+    def text(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+
+class Worker:
+    """add_routes: puts the routes besides /v1/stream into the application, with middlewares of its own."""
+
+    def __init__(
+        self, options: WorkerOptions, *, add_routes: Callable[[web.Application, "Worker"], None] | None = None
+    ) -> None:
+        self.options = options
+        self.hub = Hub(0)
+        self.link = CoreLink(self.hub, Path(options.core), number=options.number, run=options.run)
+        self.guard = ConnectionGuard(options.http)
+        self.authenticator = Authenticator(options.public_keys)
+        self.stream = StreamServer(
+            self.hub,
+            self.link,
+            self.authenticator,
+            limits=options.limits,
+            is_ready=lambda: self.link.counters["connected"] > 0,
+        )
+        self.link.on_lost_past = self.stream.lost_past
+        self.link.on_leave = self.leave
+        app = web.Application(middlewares=[refusals] if add_routes is None else [])
+        app.router.add_get("/v1/stream", self.stream.handle)
+        if add_routes is not None:
+            add_routes(app, self)
+        self.listening = Listening(app, self.guard, options.hosts, options.port, shared=True)
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """Begin to drain."""
+        self._leaving.set()
+
+    async def run(self) -> None:
+        """Until SIGTERM, or until the core says so; then clients are sent away in steps."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.leave)
+        link = loop.create_task(self.link.run(), name="core link")
+        self.stream.start()
+        await self.listening.start()
+        try:
+            await self._leaving.wait()
+            await self.listening.close_door()
+            await self.stream.drain(timeout_ms=self.options.drain_ms)
+            await asyncio.sleep(GRACE_S)
+        finally:
+            await self.stream.stop()
+            await end(link)
+            await self.listening.stop()
+
+
+@web.middleware
+async def refusals(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """For workers that serve nothing but the stream: errors in the shape of all others."""
+    try:
+        return await handler(request)
+    except NodeError as error:
+        headers = dict(error.headers)
+        if error.retry_after_s:
+            headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        body = msgspec.json.encode(error_body(error))
+        return web.Response(body=body, status=error.status, headers=headers, content_type="application/json")
+
+
+def main() -> None:
+    """Exit 0: drained. Exit 2: the options can't be read."""
+    try:
+        options = WorkerOptions.parse(sys.argv[1] if len(sys.argv) == 2 else "")
+    except (msgspec.MsgspecError, ValueError) as error:
+        sys.stderr.write(f"a worker is started by its gateway: {error}\n")
+        sys.exit(2)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(Worker(options).run())
+
+
+if __name__ == "__main__":
+    main()
