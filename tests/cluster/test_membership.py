@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cluster.certificates import make_certificate
-from cluster.consensus.engine import ChangeRefused, ChangeUnknown, NotLeader
+from cluster.consensus.engine import ChangeRefused, ChangeTooEarly, ChangeUnknown, NotLeader
 from cluster.consensus.raft import NotYet, RaftSettings
 from cluster.consensus.settings import EXIT_REMOVED, Limits
 from cluster.membership import Add, Change, Configuration, Demote, InvalidChange, Promote, Remove, changed
@@ -460,6 +460,21 @@ def test_a_change_without_a_majority_is_unknown_and_not_failed(tmp_path: Path) -
             await asked(
                 cluster, Add((await cluster.leader()).group().configuration.member("b2") or newcomer(cluster, "b2"))
             )
+
+    run(main())
+
+
+def test_what_may_come_later_is_told_from_what_can_not_be(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Cluster(tmp_path) as cluster:
+            member = newcomer(cluster, "b2")
+            await asked(cluster, Add(member))
+            leader = await cluster.leader()
+            with pytest.raises(ChangeTooEarly, match="b2 has not answered yet"):
+                await leader.change_membership(Promote("b2"), timeout_ms=300)
+            with pytest.raises(ChangeRefused, match="x9 is no member") as refused:
+                await leader.change_membership(Promote("x9"), timeout_ms=300)
+            assert not isinstance(refused.value, ChangeTooEarly)
 
     run(main())
 
