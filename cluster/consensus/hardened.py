@@ -25,7 +25,7 @@ from cluster.consensus.engine import (
     PeerStatus,
     Role,
 )
-from cluster.consensus.journal import Journal
+from cluster.consensus.journal import Journal, JournalRefused
 from cluster.consensus.library import check_library, monotonic
 from cluster.consensus.messages import (
     Application,
@@ -158,6 +158,7 @@ class HardenedEngine:
         # Every record's checksum is verified, which takes a second or so per GiB.
         self._journal = await loop.run_in_executor(None, open_journal)
         try:
+            self._check_epoch()
             self._raft = RaftCore(
                 self.member.name,
                 self.member.role,
@@ -197,6 +198,15 @@ class HardenedEngine:
             raise
         self._watch()
         self._timer()
+
+    def _check_epoch(self) -> None:
+        """A survivor of a lost majority is not of the history before: there it would link with those given up."""
+        base, epoch = self._journal.base, self.settings.topology.epoch
+        if base is not None and base.configuration.generation > epoch:
+            raise JournalRefused(
+                f"{self.settings.folder} is of epoch {base.configuration.generation}, the topology is of epoch "
+                f"{epoch}: use the newest file"
+            )
 
     def _build_snapshots(self, home: SnapshotHome) -> None:
         raft, folder = self._raft, self.settings.folder.parent / "snapshots"

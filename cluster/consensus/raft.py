@@ -681,7 +681,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         everywhere = [index for name, index in stored.items() if name in self.voters]
         if self.role is MemberRole.replica:
             everywhere.append(self.stored_index)
-        self._trim_index = max(self._trim_index, min(everywhere, default=0) - self.settings.trim_reserve)
+        if self.configuration_committed:  # else a voter that it leaves out may still need what witnesses keep
+            self._trim_index = max(self._trim_index, min(everywhere, default=0) - self.settings.trim_reserve)
         bound = self._trim_index
         if self.role is MemberRole.replica:
             silent_since = monotonic() - self.settings.laggard_ms / 1000

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from cluster.consensus.engine import ChangeRefused
-from cluster.consensus.journal import CONFIGURATION, Base, Journal, newest_of
+from cluster.consensus.journal import CONFIGURATION, Base, Journal, JournalRefused, newest_of
 from cluster.consensus.messages import Append, DiskIs
 from cluster.consensus.raft import NotYet, RaftSettings
 from cluster.consensus.settings import EXIT_REMOVED
@@ -19,6 +19,7 @@ from cluster.topology import MemberRole, Standing
 from tests.cluster.engines import Cluster, run, until
 from tests.cluster.lab import TIMING, Clock, Lab, ManualCommitter, described, virtual_time
 from tests.cluster.test_membership import asked, bring, change, grown, newcomer, start_newcomer
+from tests.cluster.test_recovery import recover
 
 LEARNER, READER = Standing.learner, Standing.read_replica
 
@@ -140,6 +141,51 @@ def test_a_voter_that_is_demoted_is_needed_until_that_is_committed(clock: Clock)
     assert leader is not None
     leader.raft.append(b"on")
     lab.run_until(lambda: leader.payloads[-1:] == [b"on"], within=1.0)
+
+
+def test_a_witness_keeps_what_a_voter_lacks_until_its_demotion_is_committed(clock: Clock) -> None:
+    """Else, with the leader's disk gone and the demotion on no other, nobody has what b and w were to remember."""
+    lab = grown(clock, "r")
+    lab["b"].crash()
+    for _ in range(5):
+        lab.propose("a", *[b"payload"] * 10)
+        lab.run(0.1)
+        lab["a"].raft.stored_index = lab["a"].raft.applied_index
+    a, w = lab["a"], lab["w"]
+    w.auto_sync = False
+    a.raft.change(Demote("b", away=True))
+    lab.run(0.2)
+    assert not a.raft.configuration_committed
+    a.raft.tick()
+    lab.clock.now += TIMING.heartbeat_ms / 1000
+    a.raft.tick()
+    told = [message.trim_index for message in lab.net.queued("a", "w") if isinstance(message, Append)]
+    assert told and max(told) <= 0
+    w.auto_sync = True
+    lab.run(0.5)
+    assert w.journal.first_index == a.raft.stored_index, "afterwards nothing holds it back"
+
+
+@pytest.mark.parametrize("survivor_count", [1, 2])
+def test_a_survivor_does_not_start_under_the_topology_before(tmp_path: Path, survivor_count: int) -> None:
+    """There it would link with those who were given up, and tell them that they are removed."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, "2+2+1") as cluster:
+            await cluster.propose(b"one")
+            for name in list(cluster.engines):
+                await cluster.stop(name)
+            before, survivors = cluster.topology, ["a1", "a2"][:survivor_count]
+            recover(cluster, *survivors)
+            after, cluster.topology = cluster.topology, before
+            with pytest.raises(JournalRefused, match="is of epoch 2, the topology is of epoch 1: use the newest file"):
+                await cluster.start("a1")
+            cluster.topology = after
+            for name in survivors:
+                await cluster.start(name)
+            await cluster.leader()
+
+    run(main())
 
 
 class JournalRun:
