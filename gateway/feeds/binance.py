@@ -19,6 +19,8 @@ from gateway.feeds.ticks import RECEIVE_TIME, Level, StatusKind, Tick
 WAITING_MAX = 2_000
 """Diffs kept while a snapshot is on its way: 200 s of them."""
 SNAPSHOT_URL = "https://api.binance.com/api/v3/depth?symbol={symbol}&limit=1000"
+SYMBOLS_MAX = 341
+"""Of one connection: Binance allows 1,024 streams, and we take three a symbol."""
 WEBSOCKET_URL = "wss://stream.binance.com:9443/stream"
 
 
@@ -83,10 +85,15 @@ class Parsed(Struct, frozen=True, gc=False):
 class Binance(BookHandler):
     """Quotes come from bookTicker (at once, without a venue time), or from the books (every 100 ms)."""
 
+    idle_ms = 60_000  # it sends no heartbeats, and symbols that nobody trades change once in a while
+
     def __init__(
         self, symbols: Iterable[tuple[str, str]] | None, *, venue: str = "binance", quotes_from: str = "ticker"
     ) -> None:
+        """Raises ValueError for more symbols than a connection may have."""
         super().__init__(venue, symbols, quotes_from=quotes_from)
+        if len(self.symbols or ()) > SYMBOLS_MAX:
+            raise ValueError(f"{len(self.symbols or ())} symbols: a connection takes {SYMBOLS_MAX}; use several feeds")
         self.reset()
 
     def reset(self) -> None:

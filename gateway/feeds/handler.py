@@ -48,6 +48,8 @@ class Handler:
     venue: str = ""
     ttl_us: int = 1_000_000
     """After so long without a sign of life the venue is taken for silent: more than twice its heartbeat."""
+    idle_ms: int = 0
+    """A live connection may be silent for at least so long."""
 
     def __init__(self, venue: str, symbols: Iterable[tuple[str, str]] | None) -> None:
         """symbols: (the venue's name, ours) of those wanted; None takes every symbol under its own name."""

@@ -32,15 +32,17 @@ class LiveSettings(Struct, frozen=True, kw_only=True):
 
     connect_ms: int = 10_000
     idle_ms: int = 15_000
-    """All venues that we read send something at least each second."""
+    """The venues that we read send something at least each second, save those whose handler says otherwise."""
     ping_ms: int = 10_000
     back_off_ms_min: int = 500
     back_off_ms_max: int = 30_000
     healthy_ms: int = 10_000
     """A connection that lasted as long as this begins the back-off anew."""
     fetch_ms: int = 10_000
-    fetch_again_ms: int = 1_000
-    """Between two fetches of the same body."""
+    fetch_every_ms: int = 600
+    """Between two fetches of a feed. Binance bans those who take more than 120 snapshots a minute."""
+    fetch_patience_ms: int = 60_000
+    """The longest wait after fetches that failed."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -89,7 +91,9 @@ class LiveFeed:
         self._chance = chance or random.Random()
         self._attempt = 0
         self._fetching: dict[str, asyncio.Task[None]] = {}
-        self._fetched_at: dict[str, float] = {}
+        self._fetch_at = 0.0
+        self._fetch_failures = 0
+        self._fetch_turn = asyncio.Lock()
 
     async def run(self) -> None:
         """Connect and stay connected, until cancelled. Nothing that a venue does ends it."""
@@ -124,6 +128,7 @@ class LiveFeed:
 
     async def _connection(self, session: aiohttp.ClientSession) -> None:
         settings = self.settings
+        idle_s = max(settings.idle_ms, self.handler.idle_ms) / 1000
         async with asyncio.timeout(settings.connect_ms / 1000):
             socket = await session.ws_connect(
                 self.url,
@@ -137,7 +142,7 @@ class LiveFeed:
             await self._request(session, socket, self.handler.opening())
             while self.breaker.allows(monotonic_us()):
                 try:
-                    message = await socket.receive(timeout=settings.idle_ms / 1000)
+                    message = await socket.receive(timeout=idle_s)
                 except TimeoutError:
                     self.counts.idle += 1
                     raise
@@ -196,22 +201,12 @@ class LiveFeed:
         self, session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse, request: Fetch
     ) -> None:
         """Get a body, with patience, and hand it to the handler. Ends with the connection."""
-        again_s = self.settings.fetch_again_ms / 1000
-        while True:
-            wait_s = self._fetched_at.get(request.key, 0) + again_s - time.monotonic()
-            await asyncio.sleep(max(wait_s, 0))
-            self._fetched_at[request.key] = time.monotonic()
-            self.counts.fetches += 1
-            try:
-                async with asyncio.timeout(self.settings.fetch_ms / 1000), session.get(request.url) as response:
-                    body = await response.content.read(FRAME_BYTES_MAX + 1)
-                    while len(body) <= FRAME_BYTES_MAX and (more := await response.content.read(FRAME_BYTES_MAX)):
-                        body += more
-                    response.raise_for_status()
-                break
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                self.counts.fetch_failures += 1
-                log.info("fetch failed", venue=self.handler.venue, error=f"{type(error).__name__}: {error}"[:200])
+        body = None
+        while body is None:
+            # One at a time, and further apart while they fail.
+            async with self._fetch_turn:
+                await asyncio.sleep(self._fetch_at - time.monotonic())
+                body = await self._get(session, request.url)
         # From here the key may be asked for again.
         self._fetching.pop(request.key, None)
         self._take(body, request.key)
@@ -219,6 +214,30 @@ class LiveFeed:
             await self._request(session, socket, self.handler.wants())
         except (aiohttp.ClientError, OSError, TimeoutError):
             await socket.close()  # the reader then ends this connection
+
+    async def _get(self, session: aiohttp.ClientSession, url: str) -> bytes | None:
+        """A body, or None; either way it is then known when the next may be fetched."""
+        settings, told_ms = self.settings, 0
+        self.counts.fetches += 1
+        try:
+            async with asyncio.timeout(settings.fetch_ms / 1000), session.get(url) as response:
+                response.raise_for_status()
+                body = await response.content.read(FRAME_BYTES_MAX + 1)
+                while len(body) <= FRAME_BYTES_MAX and (more := await response.content.read(FRAME_BYTES_MAX)):
+                    body += more
+            self._fetch_failures = 0
+            return body
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self.counts.fetch_failures += 1
+            self._fetch_failures += 1
+            if isinstance(error, aiohttp.ClientResponseError) and error.headers is not None:
+                after = error.headers.get("Retry-After", "")
+                told_ms = min(int(after), 3_600) * 1000 if after.isascii() and after.isdigit() and len(after) < 9 else 0
+            log.info("fetch failed", venue=self.handler.venue, error=f"{type(error).__name__}: {error}"[:200])
+            return None
+        finally:
+            apart_ms = min(settings.fetch_every_ms << min(self._fetch_failures, 16), settings.fetch_patience_ms)
+            self._fetch_at = time.monotonic() + max(apart_ms, told_ms) / 1000
 
 
 LIVE: dict[str, tuple[Callable[[Iterable[tuple[str, str]]], Handler], str]] = {

@@ -96,6 +96,20 @@ def test_another_checksum_drops_the_book_and_asks_for_it_anew(handler: Kraken, c
     back = handler.feed(kraken_snapshot(BIDS, ASKS), NOW_US)
     assert kinds(back) == [StatusKind.RESUBSCRIBED]
     assert len(quotes(back)) == 1
+    assert (handler.counts.gaps, handler.counts.repeats, handler.counts.resubscribes) == (1, 1, 1)
+    assert kinds(handler.feed(kraken_snapshot(BIDS, ASKS), NOW_US)) == [], "told once"
+
+
+def test_quotes_from_the_ticker() -> None:
+    handler = Kraken([("XBT/USD", "BTC-USD")], quotes_from="ticker")
+    assert '"ticker"' in "".join(wanted.text for wanted in handler.opening() if isinstance(wanted, Send))
+    frame = b'[7,{"a":["101.0",1,"2.0"],"b":["100.0",3,"4.0"]},"ticker","XBT/USD"]'
+    (quote,) = quotes(handler.feed(frame, NOW_US))
+    assert (quote.bid_e9, quote.bid_size_e9, quote.ask_e9, quote.ask_size_e9) == (100 * E9, 4 * E9, 101 * E9, 2 * E9)
+    assert quotes(handler.feed(kraken_snapshot(BIDS, ASKS), NOW_US)) == []
+    assert kinds(handler.feed(frame.replace(b"100.0", b"-1"), NOW_US)) == [StatusKind.GAP]
+    assert handler.counts.gaps == 1
+    assert Kraken(None).feed(frame, NOW_US) == [], "quotes come from the book otherwise"
 
 
 def test_trades_have_times_and_sides(handler: Kraken) -> None:
@@ -107,6 +121,8 @@ def test_trades_have_times_and_sides(handler: Kraken) -> None:
 
 def test_a_heartbeat_is_a_sign_of_life_and_an_error_is_counted(handler: Kraken) -> None:
     assert kinds(handler.feed(b'{"event":"heartbeat"}', NOW_US)) == [StatusKind.ALIVE]
+    assert handler.counts.heartbeats == 1
+    assert handler.feed(b'{"event":"subscriptionStatus","status":"subscribed"}', NOW_US) == []
     refused = b'{"event":"subscriptionStatus","status":"error","errorMessage":"Currency pair not supported"}'
     assert handler.feed(refused, NOW_US) == []
     assert handler.counts.bad == {"refused": 1}

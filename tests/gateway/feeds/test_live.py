@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ from tests.gateway.feeds.frames import (
 )
 from tests.gateway.feeds.venue import Venue, listening, says
 
-FAST = LiveSettings(back_off_ms_min=5, back_off_ms_max=20, idle_ms=2_000, fetch_again_ms=5)
+FAST = LiveSettings(back_off_ms_min=5, back_off_ms_max=20, idle_ms=2_000, fetch_every_ms=5)
 BIDS, ASKS = [("100.0", "1.00000000")], [("101.0", "1.00000000")]
 UP, DOWN, GAP = StatusKind.UP, StatusKind.DOWN, StatusKind.GAP
 
@@ -130,13 +131,13 @@ def test_a_socket_that_falls_silent_is_given_up() -> None:
     async def run() -> None:
         settings = LiveSettings(back_off_ms_min=5, back_off_ms_max=20, idle_ms=100)
         async with (
-            listening(
-                says(text(binance_ticker(1, "1.0", "2.0"))), says(text(binance_ticker(2, "1.0", "2.0")))
-            ) as venue,
-            following(Binance(None), venue.url, settings, patient()) as watched,
+            listening(says(kraken_snapshot(BIDS, ASKS))) as venue,
+            following(Kraken(None), venue.url, settings, patient()) as watched,
+            following(Binance(None), venue.url, settings, patient()) as slow,
         ):
             await watched.until(lambda: watched.kinds()[:3] == [UP, DOWN, UP])
             assert watched.feed.counts.idle >= 1
+            assert slow.feed.counts.connects == 1, "it may be silent for longer"
 
     asyncio.run(run())
 
@@ -199,6 +200,36 @@ def test_a_snapshot_is_fetched_with_patience(monkeypatch: pytest.MonkeyPatch) ->
                 assert watched.feed.handler.counts.gaps == 0
 
     asyncio.run(run())
+
+
+def test_fetches_take_turns_and_keep_apart_as_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many symbols at once, a refusal, and a Retry-After: nobody is banned."""
+
+    async def run() -> None:
+        symbols = [f"S{number}USDT" for number in range(6)]
+        diffs = says(*(binance_diff(10, 10, symbol=symbol) for symbol in symbols))
+        async with listening(diffs) as venue:
+            monkeypatch.setattr(binance, "SNAPSHOT_URL", f"http://127.0.0.1:{venue.port}/depth?symbol={{symbol}}")
+            answers: list[bytes | int] = [*[binance_snapshot(10, BIDS, ASKS)] * 3, 429]
+            venue.body = lambda: answers.pop(0) if answers else binance_snapshot(10, BIDS, ASKS)
+            venue.retry_after_s = 1
+            settings = LiveSettings(back_off_ms_min=5, back_off_ms_max=20, fetch_every_ms=50)
+            async with following(Binance(None, quotes_from="book"), venue.url, settings) as watched:
+                await watched.until(lambda: len(quotes(watched.ticks)) == 6)
+            apart = [after - before for before, after in pairwise(venue.fetched_at)]
+            assert len(apart) == 6
+            assert all(gap >= 0.049 for gap in apart)
+            assert apart[3] >= 0.99, "what the venue said"
+            assert max(venue.fetching_at_once) == 1
+
+    asyncio.run(run())
+
+
+def test_binance_limits_what_a_connection_may_carry() -> None:
+    symbols = [(f"S{number}", f"S{number}") for number in range(binance.SYMBOLS_MAX + 1)]
+    assert len(Binance(symbols[:-1]).opening()) == 1
+    with pytest.raises(ValueError, match="342 symbols: a connection takes 341"):
+        Binance(symbols)
 
 
 def test_a_venue_that_sends_garbage_opens_the_breaker_and_is_left_alone() -> None:

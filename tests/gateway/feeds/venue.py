@@ -1,6 +1,7 @@
 """A venue on 127.0.0.1 that sends what a test tells it to: frames, silence, garbage, a closed door."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,9 @@ class Venue:
         self.connections = 0
         self.received: list[str] = []
         self.fetched = 0
+        self.fetched_at: list[float] = []
+        self.fetching_at_once: list[int] = [0]
+        self.retry_after_s = 0
         self.body: Callable[[], bytes | int] = lambda: 404
         self.port = 0
         self.answers_pings = True
@@ -48,8 +52,16 @@ class Venue:
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         self.fetched += 1
-        body = self.body()
-        return web.Response(status=body) if isinstance(body, int) else web.Response(body=body)
+        self.fetched_at.append(time.monotonic())
+        self.fetching_at_once.append(self.fetching_at_once[0] + 1)
+        self.fetching_at_once[0] += 1
+        try:
+            await asyncio.sleep(0.01)
+            body = self.body()
+        finally:
+            self.fetching_at_once[0] -= 1
+        headers = {"Retry-After": str(self.retry_after_s)}
+        return web.Response(status=body, headers=headers) if isinstance(body, int) else web.Response(body=body)
 
 
 @asynccontextmanager
