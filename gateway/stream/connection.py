@@ -272,10 +272,9 @@ class Connection(Outlet, asyncio.Protocol):
             for key, fragment in opened.states.items():
                 self.forget(hub.topics[key])
                 if fragment is not None:
-                    self.put(fragment)
-        for _, _, fragment in opened.missed or ():
-            if not self.is_ended:
-                self.put(fragment)
+                    self.put(fragment, opened.seq, recovered=True)
+        for seq, _, fragment in opened.missed or ():
+            self.put(fragment, seq, recovered=True)
         self._server.write_now(self)
 
     def _unsubscribe(self, action: Unsubscribe, principal: Principal) -> None:

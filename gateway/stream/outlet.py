@@ -6,7 +6,17 @@ import msgspec
 from msgspec import Struct
 
 from gateway.fanout.fragment import JSON, Fragment
-from gateway.fanout.frames import BINARY, TEXT, close_frame, frame, header, json_frame, msgpack_frame
+from gateway.fanout.frames import (
+    BINARY,
+    TEXT,
+    close_frame,
+    frame,
+    header,
+    json_frame,
+    json_head,
+    msgpack_frame,
+    msgpack_head,
+)
 from gateway.fanout.hub import Reader, Round, Topic
 from gateway.fanout.views import broken
 
@@ -14,6 +24,9 @@ WATERMARK_BYTES = 16 * 1024
 """While the connection has so much left to send, the client is left out."""
 QUEUE_BYTES_MAX = 512 * 1024
 """Of updates that may not be lost."""
+
+CHUNK_BYTES = 256 * 1024
+"""A frame holds little more of a queue than this."""
 
 _json = msgspec.json.Encoder().encode
 _msgpack = msgspec.msgpack.Encoder().encode
@@ -27,8 +40,8 @@ class Outlet(Reader):
     """
 
     __slots__ = (
-        "broken", "diffs", "formats", "full_since_s", "opcode", "position_seq", "queue", "queued_bytes", "sent_at_s",
-        "skipped", "transport",
+        "allowed_bytes", "broken", "diffs", "formats", "full_since_s", "opcode", "position_seq", "queue",
+        "queued_bytes", "sent_at_s", "skipped", "transport",
     )  # fmt: skip
 
     def __init__(self, transport: asyncio.Transport, formats: int) -> None:
@@ -36,8 +49,10 @@ class Outlet(Reader):
         self.formats = formats
         self.transport = transport
         self.opcode = TEXT if formats == JSON else BINARY
-        self.queue: list[bytes] = []
+        self.queue: list[tuple[int, bytes]] = []
+        """Each with its sequence."""
         self.queued_bytes = 0
+        self.allowed_bytes = QUEUE_BYTES_MAX
         self.diffs: list[tuple[Topic, bytes]] = []
         self.broken: dict[Topic, None] = {}
         self.position_seq = 0
@@ -52,15 +67,18 @@ class Outlet(Reader):
     # ---- what is to be sent ----
 
     def take(self, topic: Topic, fragment: Fragment, seq: int) -> None:
-        self.put(fragment)
+        self.put(fragment, seq)
 
-    def put(self, fragment: Fragment) -> None:
+    def put(self, fragment: Fragment, seq: int, *, recovered: bool = False) -> None:
+        """recovered: it was missed before; however much that is, it is no fault of this reader."""
         data = fragment.bytes_of(self.formats)
         if not data:
             return
-        self.queue.append(data)
+        self.queue.append((seq, data))
         self.queued_bytes += len(data)
-        if self.queued_bytes > QUEUE_BYTES_MAX:
+        if recovered:
+            self.allowed_bytes += len(data)
+        if self.queued_bytes > self.allowed_bytes:
             self.full()
 
     def full(self) -> None:
@@ -91,6 +109,8 @@ class Outlet(Reader):
                 self.diffs.clear()
             return 0
         self.full_since_s = 0.0
+        if self.queued_bytes > CHUNK_BYTES:
+            return self._write_part(now)
         is_json = self.formats == JSON
         fragments = [topic.json for topic in dirty] if is_json else [topic.msgpack for topic in dirty]
         dirty.clear()
@@ -103,14 +123,33 @@ class Outlet(Reader):
 
     def _all(self, newest: list[bytes]) -> list[bytes]:
         """What may not be lost first, in the order in which it came."""
-        fragments = self.queue
+        fragments = [data for _, data in self.queue]
         fragments += [data for _, data in self.diffs if data]
         fragments += [broken(topic.key).bytes_of(self.formats) for topic in self.broken]
         fragments += newest
-        self.queue, self.queued_bytes = [], 0
+        self.queue, self.queued_bytes, self.allowed_bytes = [], 0, QUEUE_BYTES_MAX
         self.diffs.clear()
         self.broken.clear()
         return fragments
+
+    def _write_part(self, now: Round) -> int:
+        """A long queue goes in parts: else a slow reader would have to take all of it before it has any of it."""
+        count = size = 0
+        while size < CHUNK_BYTES:
+            size += len(self.queue[count][1])
+            count += 1
+        part, self.queue = self.queue[:count], self.queue[count:]
+        self.queued_bytes -= size
+        # Queues of several channels were joined, so what is left may be older than what goes.
+        self.position_seq = min([*(seq for seq, _ in self.queue), now.seq + 1]) - 1
+        fragments = [data for _, data in part]
+        if self.formats == JSON:
+            data = json_frame(json_head(now.at_us, self.position_seq), fragments)
+        else:
+            data = msgpack_frame(msgpack_head(now.at_us, self.position_seq), fragments)
+        self.transport.write(data)
+        self.sent_at_s = now.now_s
+        return count
 
     def forget(self, topic: Topic) -> None:
         """It is no longer subscribed."""
