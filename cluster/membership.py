@@ -144,7 +144,7 @@ def _removed(configuration: Configuration, name: str) -> Configuration:
         return configuration
     member = _known(configuration, name)
     left = [other for other in configuration.members if other.name != name]
-    if member.standing is Standing.voter:
+    if member.standing is Standing.voter or name in configuration.demoted:
         _check_voters(left, name, voters_min=VOTERS_MIN)
     # Bounded: the names of members that went long ago may come back, under new certificates.
     removed = [*configuration.removed, name][-REMOVED_MAX:]

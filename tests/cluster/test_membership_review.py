@@ -14,7 +14,7 @@ from cluster.consensus.messages import Append, DiskIs
 from cluster.consensus.raft import NotYet, RaftSettings
 from cluster.consensus.settings import EXIT_REMOVED
 from cluster.consensus.storage import LmdbStorage
-from cluster.membership import Add, Configuration, Demote, Promote, Remove, encode
+from cluster.membership import Add, Configuration, Demote, InvalidChange, Promote, Remove, changed, encode
 from cluster.topology import MemberRole, Standing
 from tests.cluster.engines import Cluster, run, until
 from tests.cluster.lab import TIMING, Clock, Lab, ManualCommitter, described, virtual_time
@@ -141,6 +141,19 @@ def test_a_voter_that_is_demoted_is_needed_until_that_is_committed(clock: Clock)
     assert leader is not None
     leader.raft.append(b"on")
     lab.run_until(lambda: leader.payloads[-1:] == [b"on"], within=1.0)
+
+
+def test_a_voter_that_was_away_is_removed_no_sooner_than_if_it_still_voted() -> None:
+    """A leader demoted it. With it gone, too, one replica would be left that has the state, for good."""
+    voters = [described(name, MemberRole.replica) for name in "ab"]
+    aside = changed(Configuration(0, [*voters, described("w", MemberRole.witness)]), Demote("b", away=True))
+    with pytest.raises(InvalidChange, match="without b 2 voters are left"):
+        changed(aside, Remove("b"))
+    another = changed(changed(aside, Add(described("c", MemberRole.replica, LEARNER))), Promote("c"))
+    assert changed(another, Remove("b")).voters == {"a", "c", "w"}
+    two = [described(name, MemberRole.witness) for name in "vw"]
+    with pytest.raises(InvalidChange, match="without b 1 full replicas vote"):
+        changed(changed(Configuration(0, [*voters, *two]), Demote("b", away=True)), Remove("b"))
 
 
 def test_a_witness_keeps_what_a_voter_lacks_until_its_demotion_is_committed(clock: Clock) -> None:

@@ -156,7 +156,8 @@ class MembersRun(Run):
                 for voter in configuration.voters - {name}
                 if voter in lab.members and lab[voter].disk.identity.joined
             }
-            if name in configuration.voters and len(sure) < configuration.quorum:
+            full = [voter for voter in sure if lab[voter].role is MemberRole.replica]
+            if name in configuration.voters and (len(sure) < configuration.quorum or not full):
                 return
         if hasattr(lab[name], "journal"):
             self.wiped += 1
