@@ -1,12 +1,14 @@
 """LOBSTER's messages and rows give the published best prices; without rows the sum of the messages does."""
 
 from datetime import date
+from itertools import islice
 
 import pytest
 
 from gateway.feeds.lobster import Lobster
 from gateway.feeds.recorded import open_recording
 from gateway.feeds.ticks import E9, BookDiff, BookSnapshot, StatusKind
+from gateway.market.books import Books
 from tests.gateway.feeds.frames import NOW_US, kinds, quotes, recorded, trades
 
 DAY = date(2012, 6, 21)
@@ -106,12 +108,27 @@ def test_an_hour_of_messages_gives_the_published_best_prices() -> None:
 
 
 @pytest.mark.real_data
-def test_a_day_of_ten_levels_is_read_whole() -> None:
+def test_ten_levels_are_followed_row_by_row() -> None:
+    """The first 20,000 messages of a day: after each, the book is the published row."""
     recording = open_recording(recorded("lobster/LOBSTER_SampleFile_GOOG_2012-06-21_10.zip"))
+    handler, books = recording.handler, Books()
+    assert isinstance(handler, Lobster)
     counted = {"Trade": 0, "Quote": 0, "BookDiff": 0, "BookSnapshot": 0}
-    for _, ticks in recording.batches():
+    for frame in islice(recording.frames(), 20_000):
+        ticks = handler.feed(frame.data, frame.receive_us)
+        books.apply(ticks)
         for tick in ticks:
             counted[type(tick).__name__] += 1
-    assert counted == {"Trade": 11_678, "Quote": 45_569, "BookDiff": 144_002, "BookSnapshot": 1}
-    counts = recording.handler.counts
-    assert (counts.frames, counts.bad, counts.late, counts.suspect, counts.crossed) == (147_916, {}, 0, 0, 0)
+        row = [int(field) for field in frame.data.partition(b"\n")[2].split(b",")]
+        view = books.view("GOOG", "nasdaq")
+        assert view is not None
+        expected = [number * (E9 if at % 2 else 100_000) for at, number in enumerate(row)]
+        assert [number for level in view.asks for number in level] == [
+            number for at, number in enumerate(expected) if at % 4 < 2
+        ]
+        assert [number for level in view.bids for number in level] == [
+            number for at, number in enumerate(expected) if at % 4 >= 2
+        ]
+    assert counted == {"Trade": 1_173, "Quote": 7_461, "BookDiff": 19_470, "BookSnapshot": 1}
+    counts = handler.counts
+    assert (counts.bad, counts.late, counts.suspect, counts.crossed) == ({}, 0, 0, 0)

@@ -49,7 +49,7 @@ def test_each_tick_could_be_true() -> None:
 
 def test_symbols_move_together() -> None:
     """The market's moves are in all of them: in most seconds most symbols go the same way."""
-    settings = SimulatorSettings(updates_per_s=20_000, skew=0.0, volatility_per_s=0.01, silence_per_s=0, trade_share=0)
+    settings = SimulatorSettings(updates_per_s=2_000, skew=0.0, volatility_per_s=0.01, silence_per_s=0, trade_share=0)
     simulator = Simulator(SYMBOLS[:20], settings=settings, seed=3)
     simulator.ticks(NOW_US)
     before: dict[str, int] = {}
