@@ -190,6 +190,7 @@ def test_an_older_refusal_sends_nobody_back(clock: Clock) -> None:
     matched = progress.matched_index
     reply = lab_reply(lab, retry_index=3)
     a.raft.received("c", reply)
+    assert progress.next_index == matched + 1, "no further back than what is synced there"
     lab.run(0.3)
     assert (progress.matched_index, progress.stranded) == (matched, False)
     assert lab["c"].raft.applied_index == a.raft.applied_index
