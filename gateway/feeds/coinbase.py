@@ -179,9 +179,12 @@ class Coinbase(BookHandler):
         if isinstance(event, ParsedTrade):
             symbol = self._ours(event.product)
             return [] if symbol is None else [self._status(StatusKind.TRADE_GAP, receive_us, symbol, "a bad trade")]
-        products = [event.product] if isinstance(event, ParsedBook) else [one.product_id for one in event.tickers]
-        symbols = [symbol for product in products if (symbol := self._ours(product)) is not None]
-        return [tick for symbol in symbols for tick in self._again(symbol, receive_us, "a bad update")]
+        if isinstance(event, ParsedBook):
+            symbol = self._ours(event.product)
+            return [] if symbol is None else self._again(symbol, receive_us, "a bad update")
+        symbols = [symbol for one in event.tickers if (symbol := self._ours(one.product_id)) is not None]
+        self.counts.gaps += len(symbols)
+        return [self._status(StatusKind.GAP, receive_us, symbol, "a quote that can't be read") for symbol in symbols]
 
     def _again(self, symbol: str, receive_us: int, why: str) -> list[Tick]:
         """Give a book up and ask for everything anew."""

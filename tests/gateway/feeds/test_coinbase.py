@@ -7,7 +7,7 @@ import pytest
 from gateway.feeds.coinbase import Coinbase
 from gateway.feeds.handler import Send
 from gateway.feeds.recorded import open_recording
-from gateway.feeds.ticks import E9, BookDiff, BookSnapshot, StatusKind, e9
+from gateway.feeds.ticks import E9, BookDiff, BookSnapshot, Status, StatusKind, e9
 from tests.gateway.feeds.frames import (
     NOW_US,
     coinbase,
@@ -122,3 +122,39 @@ def test_recorded_messages_are_counted_without_a_gap_and_books_agree_with_the_ti
     assert found == 279
     agreed = [any(one[1:] == top[1:] and abs(one[0] - top[0]) < 1_000_000 for top in tops) for one in told]
     assert (len(agreed), sum(agreed)) == (154, 154)
+
+
+def test_a_recovery_is_told_once(handler: Coinbase) -> None:
+    handler.feed(coinbase_book(2), NOW_US)
+    again = coinbase_book(3, [("100", "1")], [("101", "1")], snapshot=True)
+    assert kinds(handler.feed(again, NOW_US)) == [StatusKind.RESUBSCRIBED]
+    assert kinds(handler.feed(again.replace(b'"sequence_num": 3', b'"sequence_num": 4'), NOW_US)) == []
+    assert handler.counts.resubscribes == 1
+
+
+@pytest.mark.parametrize("number", ["", "12x", "-1", "1" * 19, "١"])
+def test_a_trade_without_a_number_is_refused(handler: Coinbase, number: str) -> None:
+    frame = coinbase_trades(1, [7]).replace(b'"trade_id": "7"', f'"trade_id": {json.dumps(number)}'.encode())
+    assert handler.feed(frame, NOW_US) == []
+    assert handler.counts.bad == {"no_trade_id": 1}
+
+
+def test_quotes_from_the_ticker() -> None:
+    handler = Coinbase([("BTC-USD", "BTC")], quotes_from="ticker")
+    assert '"ticker"' in "".join(wanted.text for wanted in handler.opening() if isinstance(wanted, Send))
+    row = {"product_id": "BTC-USD", "best_bid": "100", "best_bid_quantity": "1", "best_ask": "101",
+           "best_ask_quantity": "2"}  # fmt: skip
+    other = row | {"product_id": "ETH-USD"}
+    (quote,) = quotes(handler.feed(coinbase(0, "ticker", [{"tickers": [row, other]}]), NOW_US))
+    assert (quote.symbol, quote.bid_e9, quote.ask_e9, quote.ask_size_e9) == ("BTC", 100 * E9, 101 * E9, 2 * E9)
+    assert quotes(handler.feed(coinbase_book(1, [("99", "1")], snapshot=True), NOW_US)) == []
+    bad = row | {"best_bid": "-100"}
+    (told,) = handler.feed(coinbase(2, "ticker", [{"tickers": [bad]}]), NOW_US)
+    assert isinstance(told, Status)
+    assert (told.symbol, told.kind) == ("BTC", StatusKind.GAP)
+
+
+def test_a_message_without_a_number_or_of_an_error_is_refused(handler: Coinbase) -> None:
+    assert handler.feed(b'{"type":"error","channel":"error","message":"no"}', NOW_US) == []
+    assert handler.feed(b'{"channel":"l2_data","events":[]}', NOW_US) == []
+    assert handler.counts.bad == {"refused": 1, "no_sequence": 1}
