@@ -88,12 +88,8 @@ class Book:
         self.windows.setdefault(terms.window_s, Window(terms.window_s))
         return self.moves.setdefault((terms.window_s, terms.condition), Ladder())
 
-    def values(self, price_e9: int, time_us: int) -> Iterable[tuple[Ladder, int]]:
-        """Each ladder with what it measures now."""
-        if self.above:
-            yield self.above, price_e9
-        if self.below:
-            yield self.below, -price_e9
+    def moved(self, price_e9: int, time_us: int) -> Iterable[tuple[Ladder, int]]:
+        """Each ladder of moves with what it measures now, in basis points."""
         for seconds, window in self.windows.items():
             window.add(price_e9, time_us)
             risen, fallen = window.risen_bps(price_e9), window.fallen_bps(price_e9)
@@ -192,14 +188,26 @@ class Engine:
             return []
         book.last_us = time_us
         found: list[Firing] = []
-        for ladder, value in book.values(price_e9, time_us):
-            for key in ladder.fallen(value):
-                self._went_back(key, now_us)
-            for key in ladder.reached(value):
-                firing = self._met(key, time_us, price_e9, value, now_us)
-                if firing is not None:
-                    found.append(firing)
+        # Spelled out: this is what nearly every tick of every symbol costs.
+        above, below = book.above, book.below
+        if not above.highest_resting < price_e9 < above.lowest_armed:
+            self._passed(above, price_e9, price_e9, time_us, now_us, found)
+        if not below.highest_resting < -price_e9 < below.lowest_armed:
+            self._passed(below, -price_e9, price_e9, time_us, now_us, found)
+        if book.windows:
+            for ladder, value in book.moved(price_e9, time_us):
+                self._passed(ladder, value, price_e9, time_us, now_us, found)
         return found
+
+    def _passed(
+        self, ladder: Ladder, value: int, price_e9: int, time_us: int, now_us: int, found: list[Firing]
+    ) -> None:
+        for key in ladder.fallen(value):
+            self._went_back(key, now_us)
+        for key in ladder.reached(value):
+            firing = self._met(key, time_us, price_e9, value, now_us)
+            if firing is not None:
+                found.append(firing)
 
     def _met(self, key: Key, time_us: int, price_e9: int, value: int, now_us: int) -> Firing | None:
         user, alert_id = key

@@ -4,6 +4,8 @@ from bisect import bisect_left, insort
 
 Key = tuple[str, str]
 """(user, alert id)"""
+NEVER = 1 << 80
+"""A level beyond all prices."""
 
 
 class Ladder:
@@ -18,6 +20,9 @@ class Ladder:
         self._resting: list[tuple[int, Key]] = []
         self._armed_at: dict[Key, int] = {}
         self._resting_at: dict[Key, int] = {}
+        self.lowest_armed = NEVER
+        self.highest_resting = -NEVER
+        """A value strictly between the two changes nothing."""
 
     def __len__(self) -> int:
         return len(self._armed) + len(self._resting)
@@ -26,11 +31,13 @@ class Ladder:
         """It must not be on the ladder."""
         insort(self._armed, (-level, key))
         self._armed_at[key] = level
+        self._mark()
 
     def rest(self, key: Key, level: int) -> None:
         """It must not be on the ladder."""
         insort(self._resting, (level, key))
         self._resting_at[key] = level
+        self._mark()
 
     def remove(self, key: Key) -> None:
         """Take it off the ladder, if it is on it."""
@@ -38,6 +45,7 @@ class Ladder:
             del self._armed[bisect_left(self._armed, (-level, key))]
         elif (level := self._resting_at.pop(key, None)) is not None:
             del self._resting[bisect_left(self._resting, (level, key))]
+        self._mark()
 
     def reached(self, value: int) -> list[Key]:
         """Armed alerts whose level is at or below the value, lowest first; they are off the ladder then."""
@@ -47,6 +55,7 @@ class Ladder:
             key = armed.pop()[1]
             del self._armed_at[key]
             found.append(key)
+        self._mark()
         return found
 
     def fallen(self, value: int) -> list[Key]:
@@ -57,4 +66,9 @@ class Ladder:
             key = resting.pop()[1]
             del self._resting_at[key]
             found.append(key)
+        self._mark()
         return found
+
+    def _mark(self) -> None:
+        self.lowest_armed = -self._armed[-1][0] if self._armed else NEVER
+        self.highest_resting = self._resting[-1][0] if self._resting else -NEVER

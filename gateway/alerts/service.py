@@ -1,7 +1,6 @@
 """Price alerts in a running gateway: follows the store, takes ticks, and fires by one write that disarms and queues."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from gateway.prefs.alert import MOVES, Terms, describe
 from gateway.prefs.errors import PrefsError
 from gateway.prefs.seal import Keyring
 from gateway.prefs.store import Change, Store, Writing
+from gateway.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +87,7 @@ class Alerts:
     async def stop(self) -> None:
         """Firings that the disk has taken are told; others are met again by the next fresh price."""
         if self._timer is not None:
-            self._timer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._timer
+            await end(self._timer)
         await asyncio.gather(*self._firing, return_exceptions=True)
 
     def tick(self, symbol: str, price_e9: int, time_us: int) -> None:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from msgspec import structs
 
 from gateway.notify import outbox
+from gateway.notify.allowance import Allowance
 from gateway.notify.notice import DeliveryError, Later, Never
 from gateway.notify.outbox import DeadLetter, Item
 from gateway.notify.policy import DISTURBING, quiet_until, wanted
@@ -21,6 +22,7 @@ from gateway.notify.webhook import Sender
 from gateway.prefs.errors import PrefsError
 from gateway.prefs.fields import Channel, Preferences
 from gateway.prefs.store import Store, Writing
+from gateway.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class Dispatcher:
         self._senders = dict(senders)
         self._clock_us = clock_us
         self._chance = chance or random.Random()
+        self._allowance = Allowance()
         self._heap: list[tuple[int, int, Item]] = []
         self._order = itertools.count()
         self._waiting: set[bytes] = set()
@@ -83,10 +86,8 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """What is under way is given up; it stays in the outbox, and may come twice."""
-        tasks = [*self._running, *([self._loop_task] if self._loop_task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*([self._loop_task] if self._loop_task else []))
+        await end(*self._running)
         for sender in self._senders.values():
             await sender.close()
 
@@ -174,9 +175,11 @@ class Dispatcher:
             self.counters["unwanted"] += 1
             await self._done(item)
             return
-        quiet_us = quiet_until(preferences, now_us) if item.channel in DISTURBING else now_us
-        if quiet_us > now_us:
-            await self._again(structs.replace(item, due_us=quiet_us))
+        due_us = quiet_until(preferences, now_us) if item.channel in DISTURBING else now_us
+        if due_us == now_us:
+            due_us = self._allowance.take(item.notice.user, item.channel, now_us)
+        if due_us > now_us:
+            await self._again(structs.replace(item, due_us=due_us))
             return
         try:
             await self._send(item, preferences)

@@ -13,6 +13,7 @@ from gateway.notify.policy import Planned, plan, wanted
 from gateway.prefs.errors import PrefsError
 from gateway.prefs.fields import Channel, Preferences
 from gateway.prefs.store import Store
+from gateway.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,5 @@ class Notifier:
         """What is being queued is given a moment; then the dispatcher stops."""
         if self._queueing:
             await asyncio.wait(self._queueing, timeout=TRY_AGAIN_S)
-        for task in list(self._queueing):
-            task.cancel()
+        await end(*self._queueing)
         await self.dispatcher.stop()

@@ -26,6 +26,7 @@ from gateway.prefs.sync import (
     decode,
     encode,
 )
+from gateway.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -191,12 +192,11 @@ class Sites:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-        for task in list(self._dialing):
-            task.cancel()
+        await end(*self._dialing)
         # Those that were accepted end with their connections: asyncio's streams do not take it well to be cancelled.
         for writer in list(self._open):
             writer.transport.abort()
-        await asyncio.gather(*self._dialing, *self._accepted_now, return_exceptions=True)
+        await asyncio.gather(*self._accepted_now, return_exceptions=True)
         # Aborted transports close their sockets in the loop's next rounds.
         await asyncio.sleep(0.02)
 

@@ -146,6 +146,15 @@ def test_a_repeating_alert_waits_for_the_price_to_go_back_and_for_its_cool_down(
     assert site.at(10_001, 41) == [2]
 
 
+def test_below_goes_back_upwards() -> None:
+    site = Site(below(10_000, repeat=True, hysteresis_bps=50, cooldown_s=60))
+    assert site.at(10_000) == [0]
+    assert site.at(10_049, 100) == []
+    assert site.at(10_000) == []
+    assert site.at(10_050) == []
+    assert site.at(10_000) == [1]
+
+
 def test_it_fires_once_a_cool_down_however_the_price_jumps() -> None:
     site = Site(below(10_000, repeat=True, cooldown_s=60))
     fired = sum(len(site.at(price, 0.5)) for _ in range(600) for price in (9_000, 11_000))

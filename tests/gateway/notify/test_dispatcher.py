@@ -11,6 +11,7 @@ from msgspec import structs
 
 from gateway.notify import outbox
 from gateway.notify.addresses import Guard
+from gateway.notify.allowance import PER_HOUR, Allowance
 from gateway.notify.dispatcher import (
     AGE_S_MAX,
     ATTEMPTS_MAX,
@@ -34,6 +35,10 @@ from tests.gateway.notify.servers import Hook
 S = 1_000_000
 START_US = 1_700_000_000 * S
 EMAIL = Preferences(alert_channels=(Channel.email,), email="ann@example.com")
+
+HOOKED = Preferences(
+    alert_channels=(Channel.webhook,), webhook_url="https://hooks.example.com/", webhook_secret="s" * 16
+)
 
 
 class Recorder:
@@ -77,7 +82,11 @@ class Desk:
     async def start(self) -> None:
         self.store = Store(self.folder, cluster_id="c", site="dc-a", map_bytes=1 << 28, free_bytes_min=0)
         self.dispatcher = Dispatcher(
-            self.store, self.of, {Channel.email: self.mail}, clock_us=self.clock, chance=random.Random(1)
+            self.store,
+            self.of,
+            {Channel.email: self.mail, Channel.webhook: self.mail},
+            clock_us=self.clock,
+            chance=random.Random(1),
         )
         self.notifier = Notifier(self.store, self.of, self.dispatcher, self.shown.append, clock_us=self.clock)
         await self.dispatcher.start()
@@ -286,7 +295,8 @@ async def test_fills_are_told_as_the_user_wishes(tmp_path: Path) -> None:
 async def test_one_users_flood_is_not_everyones(tmp_path: Path) -> None:
     async with desk_in(tmp_path) as desk:
         desk.mail.gate.clear()
-        planned = [Planned(Channel.email, START_US)]
+        desk.preferences = HOOKED
+        planned = [Planned(Channel.webhook, START_US)]
 
         def fill(writing: Writing) -> None:
             for n in range(USER_MAX):
@@ -360,3 +370,35 @@ async def test_a_webhook_end_to_end(tmp_path: Path) -> None:
         await desk.pass_s(5)
         await desk.settled(lambda: desk.waiting() == [])
         assert len(hook.got) == 2
+
+
+async def test_a_user_gets_only_so_many_an_hour_and_the_rest_later(tmp_path: Path) -> None:
+    async with desk_in(tmp_path) as desk:
+        most = PER_HOUR[Channel.email]
+        for n in range(most + 3):
+            desk.notifier.queue(notice(f"n{n}"))
+        desk.notifier.queue(notice("other", user="bob"))
+        await desk.settled(lambda: len(desk.mail.sent) == most + 1)
+        await asyncio.sleep(0.05)
+        assert ("bob", "other") in desk.mail.sent
+        assert [(item.attempts, item.due_us) for item in desk.waiting()] == [(0, START_US + 3_600 * S)] * 3
+        await desk.pass_s(3_599)
+        assert len(desk.waiting()) == 3
+        await desk.pass_s(1)
+        await desk.settled(lambda: desk.waiting() == [])
+        assert len(desk.mail.sent) == most + 4
+
+
+def test_the_allowances_of_many_users_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.notify.allowance.USERS_MAX", 3)
+    allowance = Allowance()
+    for n in range(3):
+        assert allowance.take(f"user-{n}", Channel.sms, START_US + n) == START_US + n
+    allowance.take("user-3", Channel.sms, START_US + 3)
+    assert [user for user, _ in allowance._tried] == ["user-1", "user-2", "user-3"]
+    allowance.take("user-4", Channel.sms, START_US + 3_600 * S + 2)
+    assert [user for user, _ in allowance._tried] == ["user-3", "user-4"]
+
+
+def test_every_channel_of_the_outbox_has_an_allowance() -> None:
+    assert set(PER_HOUR) == set(Channel) - {Channel.websocket}
