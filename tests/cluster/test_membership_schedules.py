@@ -1,6 +1,9 @@
 """Random schedules in which the members change, too: whatever is lost or late meanwhile, one group and one history."""
 
+import logging
 from collections import Counter
+
+import pytest
 
 from cluster.consensus.journal import Disk as Identity
 from cluster.consensus.journal import newest_of
@@ -230,7 +233,8 @@ class MembersRun(Run):
             assert committed.get(index, full.get(index)) == payload, f"seed {seed}: {index} was applied, then lost"
 
 
-def test_random_schedules_in_which_members_change() -> None:
+def test_random_schedules_in_which_members_change(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)  # thousands of lines otherwise
     runs = [MembersRun(seed, names, "w") for names in ("abw", "abcdw") for seed in range(300, 303)]
     changes = sum((run.changes for run in runs), Counter[str]())
     for kind in ("Add", "Promote", "Demote", "Remove"):
