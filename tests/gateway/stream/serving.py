@@ -171,7 +171,11 @@ class Client:
         if receive_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (host, port))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (host, port))
+        except OSError:
+            sock.close()
+            raise
         reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 24 if not receive_bytes else 1024)
         lines = [
             "GET /v1/stream HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade",
@@ -182,7 +186,11 @@ class Client:
         if protocol:
             lines.append(f"Sec-WebSocket-Protocol: {protocol}")
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        except BaseException:
+            writer.close()
+            raise
         if " 101 " not in head:
             body = await reader.read(4_096)
             writer.close()
