@@ -11,7 +11,8 @@ SYMBOLS_MAX = 50_000
 class Tape:
     """Trades in the order in which they came, the newest `kept` of each symbol."""
 
-    def __init__(self, *, kept: int = 100) -> None:
+    def __init__(self, *, kept: int = 50) -> None:
+        """kept: of each symbol; 5,000 symbols x 50 take 100 MB."""
         self.kept = kept
         self.symbols_refused = 0
         self._trades: dict[str, deque[Trade]] = {}
