@@ -37,7 +37,7 @@ def test_updates_change_the_book(handler: Coinbase) -> None:
 
 def test_a_gap_takes_every_book_down_until_its_snapshot(handler: Coinbase) -> None:
     ticks = handler.feed(coinbase_book(2, [("100.5", "1")]), NOW_US)
-    assert kinds(ticks) == [StatusKind.GAP]
+    assert ticks == [Status("coinbase", StatusKind.GAP, NOW_US, "", "1 messages")]
     assert quotes(ticks) == []
     sent = [json.loads(wanted.text) for wanted in handler.wants() if isinstance(wanted, Send)]
     assert [one["type"] for one in sent] == ["unsubscribe"] * 3 + ["subscribe"] * 3
@@ -75,7 +75,10 @@ def test_trades_come_oldest_first_once_and_holes_are_told(handler: Coinbase) -> 
     assert trades(ticks)[0].aggressor == "buy", "`side` is the resting order's"
     again = handler.feed(coinbase_trades(2, [15, 13, 12]), NOW_US)
     assert [trade.trade_id for trade in trades(again)] == ["13", "15"]
-    assert kinds(again) == [StatusKind.TRADE_GAP]
+    assert [tick for tick in again if isinstance(tick, Status)] == [
+        Status("coinbase", StatusKind.TRADE_GAP, NOW_US, "BTC-USD", "1 trades")
+    ]
+    assert handler.counts.gaps == 1
 
 
 def test_a_heartbeat_is_a_sign_of_life(handler: Coinbase) -> None:
