@@ -307,6 +307,8 @@ class _Made(Struct):
     rss_more_bytes: int
     cpu_s: float
     core_cpu_s: float
+    ticks_ms: list[float]
+    """Of each worker, at the end."""
 
     def total(self, name: str) -> int:
         return sum(getattr(one, name) for one in self.counted)
@@ -319,6 +321,7 @@ class _Made(Struct):
         return [
             Figure("workers' CPU for a frame", self.cpu_s / max(1, frames) * 1e6, "us"),
             Figure("memory for a connection", self.rss_more_bytes / max(1, self.connections) / 1024, "KiB"),
+            Figure("tick of the slowest worker at the end", max(self.ticks_ms, default=0), "ms"),
             Figure("CPU of the workers", self.cpu_s / seconds * 100, "% of a core"),
             Figure("CPU of the core", self.core_cpu_s / seconds * 100, "% of a core"),
             Figure("CPU of the loads", load_cpu_s / seconds * 100, "% of a core"),
@@ -352,12 +355,13 @@ async def _run(
             await asyncio.sleep(begin_s + seconds - time.time())
             to, own = serving.usage(), time.process_time() - own
             counted = await measured
+            ticks_ms = sorted(tally["tick_ms"] for tally in serving.core.tallies.values())
         finally:
             await loading.stop()
     return _Made(
         counted, max(one.connect_s for one in loaded), sum(one.retries for one in loaded),
         sum(one.connected for one in loaded), to.rss_bytes, to.rss_bytes - before.rss_bytes, to.cpu_s - from_.cpu_s,
-        own,
+        own, ticks_ms,
     )  # fmt: skip
 
 

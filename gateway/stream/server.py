@@ -162,6 +162,23 @@ class StreamServer:
                 connection.lost_past(mine)
         self._tell()
 
+    def counts(self) -> dict[str, float]:
+        """What this process did and does, for metrics; see metrics.py for the words."""
+        hub, pace = self.hub, self.hub.pace
+        return {
+            **{name: float(count) for name, count in (*self.counters.items(), *hub.counters.items())},
+            "skipped": float(self.counters["skipped"] + sum(one.skipped for one in self.connections)),
+            "refused": float(self.admission.refused),
+            "connections": float(len(self.connections)),
+            "subscriptions": float(self._subscriptions_of.total()),
+            "topics": float(len(hub.topics)),
+            "tick_ms": float(pace.tick_ms),
+            "level": float(pace.level),
+            "round_ms": pace.round_ms,
+            "lag_ms": pace.lag_ms,
+            "source_age_ms": float(self.source.age_ms),
+        }
+
     # ---- time ----
 
     @property

@@ -30,6 +30,7 @@ from gateway.workers.words import (
     OpenedTopics,
     Reopen,
     Row,
+    Tally,
     Tick,
     Unframer,
     Welcome,
@@ -99,6 +100,8 @@ class WorkerReader(Reader, asyncio.Protocol):
                     for channel, symbol in message.topics:
                         self._core.hub.unsubscribe(self, (channel, symbol))
                         self.formats_of.pop((channel, symbol), None)
+                elif isinstance(message, Tally):
+                    self._core.tallies[self.number] = message.counts
                 else:
                     self._ask(message)
         except (ValueError, msgspec.MsgspecError) as error:
@@ -241,6 +244,8 @@ class Core:
         self.handlers: dict[str, Handler] = dict(handlers or {})
         self.workers: set[WorkerReader] = set()
         self.counters = {"connected": 0, "dropped": 0}
+        self.tallies: dict[int, dict[str, float]] = {}
+        """What each worker said of itself last."""
         self._on_drop = on_drop
         self._server: asyncio.Server | None = None
 
@@ -273,6 +278,7 @@ class Core:
 
     def left(self, worker: WorkerReader) -> None:
         self.workers.discard(worker)
+        self.tallies.pop(worker.number, None)
         worker.formats_of.clear()
         self.hub.leave(worker)
 

@@ -27,6 +27,7 @@ from gateway.workers.words import (
     OpenedTopics,
     Reopen,
     Row,
+    Tally,
     Tick,
     Unframer,
     Welcome,
@@ -139,6 +140,11 @@ class CoreLink(asyncio.Protocol):
             raise NotReady(f"the gateway's core did not answer within {timeout_s:g} s") from error
         finally:
             self._asked.pop(number, None)
+
+    def tell(self, counts: dict[str, float]) -> None:
+        """What this worker did and does, for the core's metrics."""
+        if self._is_whole:
+            self._send(Tally(counts))
 
     # ---- the connection ----
 

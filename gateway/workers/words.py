@@ -1,6 +1,6 @@
 """What the core and a worker say to each other over their unix socket: a length of four bytes, then one msgpack array.
 
-From the worker: Hello, Open, Reopen, Close, Ask. From the core: Welcome, Leave, OpenedTopics, Tick, Answer.
+From the worker: Hello, Open, Reopen, Close, Ask, Tally. From the core: Welcome, Leave, OpenedTopics, Tick, Answer.
 """
 
 import struct
@@ -50,6 +50,12 @@ class Ask(Struct, frozen=True, array_like=True, tag=5):
     id: int
     name: str
     body: bytes
+
+
+class Tally(Struct, frozen=True, array_like=True, tag=6):
+    """Once a second: what the worker did and does (StreamServer.counts)."""
+
+    counts: dict[str, float]
 
 
 class Welcome(Struct, frozen=True, array_like=True, tag=11):
@@ -106,7 +112,7 @@ class Answer(Struct, frozen=True, array_like=True, tag=15):
     error: str = ""
 
 
-FromWorker = Hello | Open | Reopen | Close | Ask
+FromWorker = Hello | Open | Reopen | Close | Ask | Tally
 FromCore = Welcome | Leave | OpenedTopics | Tick | Answer
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -90,6 +90,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.leave)
         link = loop.create_task(self.link.run(), name="core link")
+        telling = loop.create_task(self._tell(), name="tally")
         self.stream.start()
         await self.listening.start()
         try:
@@ -99,8 +100,13 @@ class Worker:
             await asyncio.sleep(GRACE_S)
         finally:
             await self.stream.stop()
-            await end(link)
+            await end(link, telling)
             await self.listening.stop()
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self.link.tell(self.stream.counts())
 
 
 @web.middleware
