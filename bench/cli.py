@@ -20,6 +20,9 @@ from bench import (
     cluster_cases,
     datasets,
     fit,
+    gateway_ingest,
+    gateway_partition,
+    gateway_projection,
     hardening_case,
     lobster,
     membership_case,
@@ -50,6 +53,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "hardening": hardening_case.hardening,
     "store-start": cases.store_start,
     "disk": cluster_cases.disk,
+    "gateway-ingest": gateway_ingest.ingest,
+    "gateway-projection": gateway_projection.projection,
+    "gateway-partition": gateway_partition.partition,
 }
 OPTIONS = {
     "engine": {"commands", "batch", "seed", "path"},
@@ -63,6 +69,9 @@ OPTIONS = {
     "hardening": {"seconds", "rounds", "variants", "seed", "path"},
     "store-start": {"accounts"},
     "disk": {"commands", "seed", "path"},
+    "gateway-ingest": {"seconds", "symbols", "seed"},
+    "gateway-projection": {"seconds", "rate_per_s", "seed", "path"},
+    "gateway-partition": {"runs", "cut_s", "rate_per_s", "seed"},
 }
 """Which options each of them has; the others are refused rather than ignored."""
 
@@ -97,6 +106,11 @@ def run_benchmarks(
         list[str] | None,
         typer.Option("--variant", help="What is compared with the product as shipped; may be given more than once."),
     ] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="How often the sites are cut apart.")] = None,
+    cut_s: Annotated[float | None, typer.Option(min=0.5, help="How long the sites are cut apart.")] = None,
+    symbols: Annotated[
+        list[int] | None, typer.Option(min=1, help="How many symbols; may be given more than once.")
+    ] = None,
     accounts: Annotated[int | None, typer.Option(min=1, help="Accounts in the store.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, max=4_096, help="Commands in a batch of the bare engine.")] = None,
     frame: Annotated[int | None, typer.Option(min=1, max=500, help="Commands in a WebSocket frame.")] = None,
@@ -126,6 +140,9 @@ def run_benchmarks(
         "variants": tuple(variants) if variants else None,
         "transfers": transfers,
         "by": by,
+        "runs": runs,
+        "cut_s": cut_s,
+        "symbols": tuple(symbols) if symbols else None,
         "accounts": accounts,
         "batch": batch,
         "frame": frame,
