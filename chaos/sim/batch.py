@@ -159,7 +159,7 @@ def outcomes(engine: str, seeds: Iterable[int], shape: str | None, jobs: int) ->
     if jobs == 1:
         yield from map(one, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, _leave_interrupts) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, leave_interrupts) as pool:
         ahead: deque[AsyncResult[Outcome]] = deque()
         for task in tasks:
             ahead.append(pool.apply_async(one, (task,)))
@@ -169,7 +169,7 @@ def outcomes(engine: str, seeds: Iterable[int], shape: str | None, jobs: int) ->
             yield ahead.popleft().get()
 
 
-def _leave_interrupts() -> None:
+def leave_interrupts() -> None:
     """Ctrl-C goes to all processes of a terminal; the one that gave out the seeds ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -1,6 +1,7 @@
 """What must hold after every event: Raft's promises, and that nothing is said before it is on disk."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from chaos.sim.disk import NO_OP, Disk
@@ -79,8 +80,9 @@ class Checks:
     durable: also check that what is said or committed is on disk; the library as published makes no such promise.
     """
 
-    def __init__(self, counters: Counter[str], *, durable: bool) -> None:
+    def __init__(self, counters: Counter[str], trace: Callable[..., None], *, durable: bool) -> None:
         self.counters = counters
+        self.trace = trace
         self.durable = durable
         self.members: dict[str, Watched] = {}
         self.shadows: dict[str, Shadow] = {}
@@ -145,6 +147,7 @@ class Checks:
                 raise Violation("committed_changed", f"{name} dropped entry {lost}, committed up to {shadow.committed}")
         if len(terms) - 1 > kept:
             self.counters["truncated_entries"] += len(terms) - 1 - kept
+            self.trace(name, "drops entries", kept + 1, "to", len(terms) - 1)
             del terms[kept + 1 :]
         configurations = shadow.configurations
         changed = configurations[-1][0] > kept
@@ -186,6 +189,7 @@ class Checks:
         core, name = member.core, member.name
         before_index, before = shadow.configurations[-1]
         shadow.configurations.append((index, after))
+        self.trace(name, "counts from entry", index, ",".join(sorted(after.voters)))
         names = {m.name for m in before.members} ^ {m.name for m in after.members}
         votes = before.voters ^ after.voters
         # A member that was added starts from what it was told, not from the log's beginning.
@@ -255,6 +259,7 @@ class Checks:
             committed.append((term, command))
             self.committed_in.append(member.core.term)
             self._newly_committed(member, shadow, index, term)
+            self.trace(member.name, "commits", index, "of term", term)
         shadow.committed = commit
 
     def _newly_committed(self, member: Watched, shadow: Shadow, index: int, term: int) -> None:
@@ -313,6 +318,7 @@ class Checks:
         if self.durable:
             self._elected(member, shadow.in_force, term)
         self.counters["elections"] += 1
+        self.trace(member.name, "leads term", term, "its log ends at", member.core.journal.last_index)
         if member.core.caretaker:
             self.counters["caretakers"] += 1
         for index in range(max(1, len(self.committed) - 200), len(self.committed)):

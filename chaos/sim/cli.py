@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import sys
 import time
 from itertools import count
@@ -15,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from chaos.sim import batch as batches
-from chaos.sim import mutants, scripts
-from chaos.sim.batch import Batch
+from chaos.sim import mutants, real_mutants, scripts
+from chaos.sim.batch import Batch, leave_interrupts
 from chaos.sim.engines import engine_named
 from chaos.sim.quiet import quiet
 from chaos.sim.run import SHAPES, Outcome, Plan, Run, draw_plan, shrink
@@ -27,6 +29,7 @@ talk = Console(stderr=True, highlight=False)
 
 EXIT_BROKEN = 1
 EXIT_INVALID = 2
+TABLE_SEEDS = 200
 LEDGER = Path("sim-ledger.jsonl")
 
 Engine = Annotated[str, typer.Option(help="hardened (ours) or stock (PySyncObj as published).")]
@@ -90,7 +93,7 @@ def show(
     only: Annotated[str | None, typer.Option(help="Only these faults, by number: 3,7. '' for none.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Print everything that happens in one run, one line each: microseconds, who, what.
+    """Print everything that happens in one run, one line each: seconds, who, what; first its faults, numbered.
 
     Exit 1 when a promise is broken; it is the last line.
 
@@ -99,6 +102,10 @@ def show(
     _check(engine, shape)
     plan = _only(draw_plan(seed, shape), only)
     tell = None if as_json else _write
+    if tell is not None:
+        tell(f"# seed {seed}: {plan.shape}, {plan.timing}")
+        for number, fault in enumerate(plan.faults):
+            tell(f"# {number}: {fault}")
     with quiet():
         outcome = Run(plan, engine_named(engine), tell).play()
     if as_json:
@@ -113,6 +120,13 @@ def hunt_mutants(
     names: Annotated[list[str] | None, typer.Argument(help="Parts of names; all without.")] = None,
     seeds: Annotated[int | None, typer.Option(min=0, help="Seeds for each, instead of its own budget.")] = None,
     seeds_only: Annotated[bool, typer.Option("--seeds-only", help="Without the scripts.")] = False,
+    as_table: Annotated[
+        bool, typer.Option("--table", help="For each, both the script and the random seeds it takes, as Markdown.")
+    ] = False,
+    real: Annotated[
+        bool, typer.Option("--real", help="Those in what runs on real files and sockets; tests must notice.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, with --table.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Put known faults into copies of the engine, one at a time; scripts and seeds must notice each.
@@ -121,7 +135,13 @@ def hunt_mutants(
 
     Example: tiebreak sim mutants vote
     """
+    if real:
+        _hunt_real(names, as_json=as_json)
+        return
     chosen = [m for m in mutants.MUTANTS if not names or any(name in m.name for name in names)]
+    if as_table:
+        _survey([mutant.name for mutant in chosen], TABLE_SEEDS if seeds is None else seeds, jobs)
+        return
     table = Table(box=None, pad_edge=False)
     for title in ("mutant", "noticed by", "seeds", "promise", "CPU s"):
         table.add_column(title)
@@ -143,6 +163,53 @@ def hunt_mutants(
     else:
         out.print(table)
         out.print(f"{len(results) - len(survivors)} of {len(results)} noticed")
+    if survivors:
+        raise typer.Exit(EXIT_BROKEN)
+
+
+def _survey(names: list[str], seeds: int, jobs: int) -> None:
+    """Random seeds first come first served; a mutant that neither way notices is a failure."""
+    rows: list[mutants.Row] = []
+    with _progress() as progress, multiprocessing.get_context("spawn").Pool(jobs, leave_interrupts) as pool:
+        task = progress.add_task("mutants", total=len(names), said="")
+        for row in pool.imap(functools.partial(mutants.survey, seeds=seeds), names):
+            rows.append(row)
+            progress.update(task, advance=1, said=row.name)
+    _write(f"| mutant | in | script | it breaks | random seeds, of {seeds} | they break |")
+    _write("|---|---|---|---|---|---|")
+    for row in rows:
+        seeds_needed = str(row.seeds or "-")
+        _write(
+            f"| {row.name} | {row.module} | {row.script or '-'} | {row.script_promise or '-'} "
+            f"| {seeds_needed} | {row.seeds_promise or '-'} |"
+        )
+    survivors = [row.name for row in rows if not row.killed]
+    by_seeds = sum(row.seeds > 0 for row in rows)
+    talk.print(f"{len(rows) - len(survivors)} of {len(rows)} noticed, {by_seeds} of them by random seeds too")
+    if survivors:
+        talk.print(f"[bold red]survived[/]: {', '.join(survivors)}")
+        raise typer.Exit(EXIT_BROKEN)
+
+
+def _hunt_real(names: list[str] | None, *, as_json: bool) -> None:
+    chosen = [m for m in real_mutants.MUTANTS if not names or any(name in m.name for name in names)]
+    results: dict[str, mutants.Killed | None] = {}
+    with _progress() as progress:
+        task = progress.add_task("real mutants", total=len(chosen), said="")
+        for mutant in chosen:
+            progress.update(task, said=mutant.name)
+            results[mutant.name] = real_mutants.hunt_real(mutant)
+            progress.advance(task)
+    survivors = [name for name, killed in results.items() if killed is None]
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(results).decode() + "\n")
+    else:
+        _write("| mutant | in | test |")
+        _write("|---|---|---|")
+        for mutant in chosen:
+            killed = results[mutant.name]
+            _write(f"| {mutant.name} | `{mutant.path}` | {'**survived**' if killed is None else f'`{killed.by}`'} |")
+        talk.print(f"{len(results) - len(survivors)} of {len(results)} noticed")
     if survivors:
         raise typer.Exit(EXIT_BROKEN)
 

@@ -55,11 +55,15 @@ KINDS = {
 }
 
 LEADER = -1
-NUMBERS = 60  # divisible by every number of members there is
+NUMBERS = 60  # of one or two members: counted round those that there are
+GROUP = 12  # of a group: places; more than there are members at once
+
+
+GROUPS = ("cut_group", "crash_many")
 
 
 class Fault(Struct, frozen=True):
-    """who: numbers of members, counted round those that there are; LEADER stands for whoever leads when it strikes.
+    """who: numbers of members, for a group their places; LEADER stands for whoever leads when it strikes.
 
     lasts_us: how long.
     """
@@ -95,8 +99,8 @@ def draw_faults(
         if at_us < calm_until_us or at_us >= end_us:
             continue
         kind = chance.weighted(weights)
-        if kind in ("cut_group", "crash_many"):
-            who = tuple(chance.some(range(NUMBERS), chance.between(1, NUMBERS - 1)))
+        if kind in GROUPS:
+            who = tuple(chance.some(range(GROUP), chance.between(1, GROUP - 1)))
         elif kind in ("reset", "clog", "cut_one_way", "duplicate"):
             pair = chance.some(range(NUMBERS), 2)
             if chance.happens(300):
@@ -105,7 +109,7 @@ def draw_faults(
         elif kind in ("cut_leader", "crash_leader", "pause_leader", "transfer"):
             who = (LEADER,)
         elif kind == "crash_all":
-            who = tuple(range(NUMBERS))
+            who = tuple(range(GROUP))
         else:
             who = (LEADER if chance.happens(300) else chance.below(NUMBERS),)
         lasts_us = chance.between(1, chance.pick((election_us // 4, election_us, 2 * election_us, 6 * election_us)))
@@ -128,7 +132,7 @@ class Nemesis:
         return [member for member in self.around.members.values() if not member.retired]
 
     def strike(self, fault: Fault) -> None:
-        who = list(dict.fromkeys(self._member(number) for number in fault.who))
+        who = self._group(fault) if fault.kind in GROUPS else self._named(fault.who)
         self.around.world.trace("fault", fault.kind, *(member.name for member in who), fault.lasts_us)
         self.around.counters[f"fault_{fault.kind}"] += 1
         until_us = min(self.around.world.now_us + fault.lasts_us, self.end_us)
@@ -188,6 +192,15 @@ class Nemesis:
                 )
             case other:
                 raise ValueError(f"no fault {other!r}")
+
+    def _group(self, fault: Fault) -> list[Member]:
+        """Some, not all."""
+        members = self.members
+        some = [member for place, member in enumerate(members) if place in fault.who]
+        return some if 0 < len(some) < len(members) else [members[fault.what % len(members)]]
+
+    def _named(self, numbers: tuple[int, ...]) -> list[Member]:
+        return list(dict.fromkeys(self._member(number) for number in numbers))
 
     def _member(self, number: int) -> Member:
         if number != LEADER:

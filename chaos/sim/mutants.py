@@ -50,6 +50,21 @@ class Killed(Struct, frozen=True):
     cpu_s: float
 
 
+class Row(Struct, frozen=True):
+    """Both ways to notice one mutant: the first script, '' for none; how many random seeds, 0 where none did."""
+
+    name: str
+    module: str
+    script: str
+    script_promise: str
+    seeds: int
+    seeds_promise: str
+
+    @property
+    def killed(self) -> bool:
+        return bool(self.script or self.seeds)
+
+
 class MutantStale(Exception):
     """The engine has changed under this mutant."""
 
@@ -67,6 +82,13 @@ MUTANTS = [
         "raft",
         "return min(super().__getitem__(node), self._journal.durable_index)",
         "return super().__getitem__(node)",
+        also=("        if self.is_leader and fromIDx > self.journal.durable_index:\n", "        if False:\n"),
+    ),
+    Mutant(
+        "a leader that alone votes commits before its own sync",
+        "raft",
+        "        if self.is_leader and fromIDx > self.journal.durable_index:\n",
+        "        if False:\n",
     ),
     Mutant(
         "a vote leaves before it is synced",
@@ -245,6 +267,12 @@ MUTANTS = [
         "raft",
         "        term = self.term + 1\n        if self._pre_vote_term",
         "        return True\n        term = self.term + 1\n        if self._pre_vote_term",
+    ),
+    Mutant(
+        "votes for another while its leader is alive (F9)",
+        "raft",
+        "if message.term > self.term and self._leader_alive() and not message.transfer:",
+        "if False:",
     ),
     Mutant(
         "a leader without a majority stays (F9)",
@@ -460,3 +488,18 @@ def hunt(mutant: Mutant, *, seeds: int | None = None, scripts: bool = True) -> K
         if outcome.broken:
             return Killed(mutant.name, "", seed, outcome.broken, time.process_time() - began)
     return None
+
+
+def survey(name: str, seeds: int) -> Row:
+    """Scripts and random seeds, each by itself; for worker processes too."""
+    mutant = next(one for one in MUTANTS if one.name == name)
+    by_script = hunt(mutant, seeds=0)
+    by_seeds = hunt(mutant, seeds=seeds, scripts=False)
+    return Row(
+        name,
+        mutant.module,
+        by_script.by if by_script else "",
+        by_script.promise if by_script else "",
+        by_seeds.seeds if by_seeds else 0,
+        by_seeds.promise if by_seeds else "",
+    )

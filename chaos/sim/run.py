@@ -168,7 +168,7 @@ class Run:
         self.engine = engine
         self.counters: Counter[str] = Counter()
         self.world = World(tell)
-        self.checks = Checks(self.counters, durable=engine.durable)
+        self.checks = Checks(self.counters, self.world.trace, durable=engine.durable)
         self.network = Network(self.world, Chance(plan.seed, "network"), plan.weather, self.counters)
         self.library_chance = Chance(plan.seed, "library")
         self.around = Surroundings(

@@ -328,6 +328,18 @@ def returning_member_does_not_depose(s: Stage) -> None:
 
 
 @script("1+1+1")
+def candidate_under_a_healthy_leader(s: Stage) -> None:
+    """It asks without having asked before: who hears its leader answers nothing, and keeps its term."""
+    s.elect("a1")
+    s.wait(100)
+    term, last = s["a1"].core.term, s["a1"].core.journal.last_index
+    s.inject("t1", "b1", RequestVote(term + 1, last + 9, term, False))
+    s.wait(ELECTION_MS)
+    s.must(s.leads("a1") and s["a1"].core.term == term, f"the leader of term {term} was deposed")
+    s.converge()
+
+
+@script("1+1+1")
 def isolated_leader_steps_down(s: Stage) -> None:
     s.elect("a1")
     s.wait(100)
@@ -808,4 +820,24 @@ def leader_about_itself(s: Stage) -> None:
     s.wait(100)
     s.must(s.change("a1", Remove("a1")) == "refused", "a1 removes itself")
     s.must(s.change("a1", Demote("a1")) == "refused", "a1 demotes itself")
+    s.converge()
+
+
+@script("1+1+1")
+def single_voter_with_a_stalled_disk(s: Stage) -> None:
+    """Both others were put aside, one after the other: what a1 has not synced is committed by nobody."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 t1", "b1")
+    s.propose("a1", 20)  # too much to be promoted again with
+    s.changed("a1", Demote("b1", away=True))
+    s.cut("a1", "t1", "b1")
+    s.propose("a1", 20)
+    s.changed("a1", Demote("t1", away=True))
+    s.must(s.core("a1").voters == {"a1"}, "a1 votes alone")
+    s.stall_disk("a1", 300)
+    (last,) = s.propose("a1")
+    s.wait(100)
+    s.must(not s.committed("a1", last), "committed before it is on disk")
+    s.stall_disk("a1", 0)
     s.converge()

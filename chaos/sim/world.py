@@ -68,7 +68,7 @@ class World:
         if len(self._lines) > LINES_MAX:
             self._digest_lines()
         if self.tell is not None:
-            self.tell(f"{self.now_us} " + " ".join(map(readable, words)))
+            self.tell(f"{self.now_us / 1e6:11.6f} " + " ".join(map(readable, words)))
 
     def _digest_lines(self) -> None:
         self._hash.update(_encode(self._lines))
@@ -88,8 +88,8 @@ def readable(word: Any) -> str:
     names = getattr(word, "__struct_fields__", None)
     if names is None:
         return str(word)
-    fields = [_short(getattr(word, name)) for name in names]
-    return f"{type(word).__name__}({', '.join(map(str, fields))})"
+    fields = [f"{name}={_short(getattr(word, name))}" for name in names]
+    return f"{type(word).__name__}({', '.join(fields)})"
 
 
 def _short(value: Any) -> object:

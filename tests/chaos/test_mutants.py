@@ -1,8 +1,13 @@
 """Every fault put into the engine is noticed: most by a script, the others by a few seeds."""
 
+import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from chaos.sim import real_mutants
+from chaos.sim.cli import app
 from chaos.sim.mutants import MUTANTS, Mutant, MutantStale, hunt, mutated
+from chaos.sim.real_mutants import RealMutant, hunt_real
 
 GATE_SEEDS = 60
 
@@ -24,3 +29,31 @@ def test_the_engine_without_a_fault_survives() -> None:
 def test_a_mutant_whose_text_is_gone_is_an_error() -> None:
     with pytest.raises(MutantStale, match="not in cluster"):
         mutated(Mutant("gone", "raft", "no such text", ""))
+
+
+@pytest.mark.parametrize("mutant", real_mutants.MUTANTS, ids=lambda mutant: mutant.name)
+def test_what_a_real_mutant_changes_is_there(mutant: RealMutant) -> None:
+    """The hunt itself is the long run's, but for one: each copies the tree and starts pytest."""
+    assert not real_mutants.stale(mutant)
+
+
+def test_a_real_mutant_is_noticed_by_the_test_that_is_named() -> None:
+    (mutant,) = (m for m in real_mutants.MUTANTS if m.name.startswith("two processes share"))
+    killed = hunt_real(mutant)
+    assert killed is not None
+    assert killed.by == mutant.tests[0]
+    assert hunt_real(msgspec.structs.replace(mutant, instead=mutant.text)) is None
+    with pytest.raises(MutantStale):
+        hunt_real(msgspec.structs.replace(mutant, text="no such text"))
+
+
+def test_a_table_has_a_row_for_each_and_a_survivor_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = CliRunner().invoke(app, ["mutants", "acknowledges before", "--table", "--seeds", "1"])
+    assert ran.exit_code == 0, ran.output
+    assert ran.stdout.splitlines()[2].startswith("| acknowledges before the sync | raft | figure_8 |")
+    assert "1 of 1 noticed" in ran.stderr
+    harmless = msgspec.structs.replace(real_mutants.MUTANTS[4], instead=real_mutants.MUTANTS[4].text)
+    monkeypatch.setattr(real_mutants, "MUTANTS", [harmless])
+    ran = CliRunner().invoke(app, ["mutants", "--real"])
+    assert ran.exit_code == 1
+    assert "**survived**" in ran.stdout
