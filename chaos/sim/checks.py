@@ -211,12 +211,14 @@ class Checks:
     def can_spare(self, name: str) -> bool:
         """Whether this member's disk may be lost: every other voter's counts, and they make a majority without it.
 
-        By any configuration that a member may come back with, and the newest committed one.
+        A full replica must be among them, as witnesses alone restore nothing. By any configuration that a member may
+        come back with, and the newest committed one.
         """
         known = [self.shadows[m.name].in_force for m in self.members.values() if not m.retired]
         known += [after for _, after in self.configurations[-1:]]
         return all(
             len(one.voters - {name}) >= one.quorum
+            and not one.voters - {name} <= self.witnesses
             and all(self.members[voter].disk.record.joined for voter in one.voters)
             for one in known
         )
