@@ -1,21 +1,24 @@
 """The folder that a cluster lives in on one machine: where its files are, and how a new one is made.
 
-DIR/topology.toml, DIR/members/*.toml, DIR/certs/, DIR/keys/ are made once; DIR/data/, DIR/log/ and DIR/run/
-are what running leaves behind.
+DIR/topology.toml, DIR/members/*.toml, DIR/gateways/*.toml, DIR/certs/, DIR/keys/ are made once; DIR/data/, DIR/log/ and
+DIR/run/ are what running leaves behind.
 """
 
 import os
 import secrets
+import time
 import tomllib
 import uuid
 from pathlib import Path
 
 from cluster.topology import (
     GATEWAY_PREFIX,
+    LAN,
     TIEBREAKER_SITE,
     InvalidTopology,
     Member,
     MemberRole,
+    Timing,
     Topology,
     check,
     read_topology,
@@ -28,6 +31,10 @@ SHAPES: dict[str, dict[str, list[str]]] = {
 }
 """Members by site. A shape survives the loss of any one site."""
 API_PORT_OFFSET = 10
+GATEWAY_PORT_OFFSET = 20
+GATEWAY_LINK_OFFSET = 25
+"""A gateway listens for clients 20 ports above its cluster, and for the other site's gateway 25."""
+GATEWAY_TOKEN_DAYS = 3_650
 
 MEMBER_TOML = """\
 # One member of the cluster. Paths are relative to this file. What is left out has its default.
@@ -56,6 +63,46 @@ key = "../certs/{name}.key"
 """
 
 
+GATEWAY_TOML = """\
+# The gateway of one datacenter. Paths are relative to this file. What is left out has its default.
+site = "{site}"
+cluster_id = "{cluster_id}"
+data_dir = "../data/gateway-{site}"
+# workers = 2      # processes that serve clients on one port; 0: this one does
+
+[listen]
+host = "{host}"
+port = {port}
+link_port = {link_port}  # for the other site's gateway
+
+[nodes]  # full replicas, the nearest first
+addresses = [{nodes}]
+token_file = "../keys/gateway.token"  # an auditor's; `tiebreak token auditor` makes one; read anew when replaced
+
+[keys]
+token_public_key = "../keys/token.pub"
+session_key = "../keys/session.key"
+seal_keys = "../keys/seal.keys"  # contacts and webhook secrets at rest; the same file on all gateways
+
+[tls]  # between gateways
+ca = "../certs/ca.crt"
+cert = "../certs/gateway-{site}.crt"
+key = "../certs/gateway-{site}.key"
+{peers}
+[[feeds]]  # venues that do not exist; others: kind = "live" (venue, symbols) or kind = "recording" (path, speed)
+kind = "simulator"
+symbols = [{symbols}]
+prices = {{ {prices} }}
+seed = {seed}
+
+# [cache]    # redis_url = "redis://..." takes the place of the cache server that is brought along
+# [limits]   # for example: requests_per_s = 500, connections_max = 100000, drain_ms = 5000
+# [notify]   # smtp = {{ host = "...", ... }}, sms_url, push_url
+"""
+SIMULATED = {"AAPL": 190.0, "MSFT": 420.0, "GOOG": 170.0, "BTCUSDT": 95000.0}
+"""Symbols of a new gateway's simulated venues, with where they begin. Instruments of ours have our own book."""
+
+
 class FolderError(Exception):
     """The folder is not there, is not a cluster's, or would be overwritten. The message says what to do."""
 
@@ -70,6 +117,9 @@ class ClusterFolder:
         self.token_key = root / "keys" / "token.key"
         self.token_public_key = root / "keys" / "token.pub"
         self.session_key = root / "keys" / "session.key"
+        self.gateway_token = root / "keys" / "gateway.token"
+        self.seal_keys = root / "keys" / "seal.keys"
+        self.gateways = root / "gateways"
 
     def topology(self) -> Topology:
         """Raises FolderError: no cluster here, or its topology is not valid."""
@@ -84,7 +134,23 @@ class ClusterFolder:
             raise FolderError(f"{self.topology_path}: {error}") from error
 
     def config(self, member: str) -> Path:
+        """The file of a member, or of a gateway, which is named gateway-SITE."""
+        if member.startswith(GATEWAY_PREFIX):
+            return self.gateways / f"{member.removeprefix(GATEWAY_PREFIX)}.toml"
         return self.root / "members" / f"{member}.toml"
+
+    def gateway_names(self) -> list[str]:
+        return [f"{GATEWAY_PREFIX}{path.stem}" for path in sorted(self.gateways.glob("*.toml"))]
+
+    def gateway_listen(self, gateway: str) -> tuple[str, int, int, str]:
+        """(host, port, link port, http or https) of a gateway. Raises FolderError."""
+        path = self.config(gateway)
+        try:
+            listen = tomllib.loads(path.read_text("utf-8"))["listen"]
+            scheme = "https" if listen.get("cert") else "http"
+            return str(listen.get("host", "127.0.0.1")), int(listen["port"]), int(listen["link_port"]), scheme
+        except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+            raise FolderError(f"{path}: {type(error).__name__}: {error}") from error
 
     def scheme(self, member: str) -> str:
         """How the member's API is spoken to: https where its file has [api_tls], else http."""
@@ -109,7 +175,7 @@ class ClusterFolder:
         return self.root / "run" / f"{member}.pid"
 
 
-def plan(shape: str, base_port: int, *, host: str = "127.0.0.1") -> Topology:
+def plan(shape: str, base_port: int, *, host: str = "127.0.0.1", timing: Timing = LAN) -> Topology:
     """The topology of a shape on one host: peers from base_port, APIs from base_port + 10.
 
     Raises InvalidTopology: no such shape, or a port out of range.
@@ -129,10 +195,10 @@ def plan(shape: str, base_port: int, *, host: str = "127.0.0.1") -> Topology:
         )
         for i, (name, site) in enumerate(named)
     ]
-    return check(Topology(cluster_id=uuid.uuid4().hex, members=members))
+    return check(Topology(cluster_id=uuid.uuid4().hex, members=members, timing=timing))
 
 
-def create(root: Path, *, shape: str = "1+1+1", base_port: int = 7700) -> Topology:
+def create(root: Path, *, shape: str = "1+1+1", base_port: int = 7700, timing: Timing = LAN) -> Topology:
     """Write a new cluster: topology, member files, certificates and keys. Private keys get mode 0600.
 
     Raises:
@@ -141,7 +207,7 @@ def create(root: Path, *, shape: str = "1+1+1", base_port: int = 7700) -> Topolo
     """
     from cluster.certificates import make_all  # noqa: PLC0415 - 60 ms of import that only this needs
 
-    topology = plan(shape, base_port)
+    topology = plan(shape, base_port, timing=timing)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FolderError(f"{root} is not empty; nothing was written. Name another folder, or remove this one first")
     folder = ClusterFolder(root)
@@ -153,6 +219,7 @@ def create(root: Path, *, shape: str = "1+1+1", base_port: int = 7700) -> Topolo
     _make_keys(folder)
     for member in topology.members:
         folder.config(member.name).write_text(MEMBER_TOML.format(name=member.name), encoding="utf-8")
+    _make_gateways(folder, topology, base_port)
     # Last: what has a topology is whole.
     write_topology(folder.topology_path, topology)
     return topology
@@ -201,6 +268,48 @@ def _make_keys(folder: ClusterFolder) -> None:
     _write(folder.token_key, private, mode=0o600)
     _write(folder.token_public_key, public, mode=0o644)
     _write(folder.session_key, secrets.token_hex(32).encode() + b"\n", mode=0o600)
+
+
+def _make_gateways(folder: ClusterFolder, topology: Topology, base_port: int) -> None:
+    """A gateway per datacenter, its file and what it needs of keys."""
+    import jwt  # noqa: PLC0415
+
+    folder.gateways.mkdir()
+    now_s = int(time.time())
+    claims = {
+        "iss": "tiebreak",
+        "sub": "gateway",
+        "role": "auditor",
+        "accounts": [],
+        "iat": now_s,
+        "exp": now_s + GATEWAY_TOKEN_DAYS * 86_400,
+    }
+    token = jwt.encode(claims, folder.token_key.read_text("ascii"), algorithm="EdDSA")
+    _write(folder.gateway_token, token.encode() + b"\n", mode=0o600)
+    _write(folder.seal_keys, f"1 {secrets.token_hex(32)}\n".encode(), mode=0o600)
+    replicas = [member for member in topology.members if member.role is MemberRole.replica]
+    sites = list(dict.fromkeys(member.site for member in replicas))
+    for number, site in enumerate(sites):
+        near = sorted(replicas, key=lambda member: member.site != site)
+        peers = "".join(
+            f'\n[[peers]]\nsite = "{other}"\nhost = "{near[0].api_host}"\n'
+            f"port = {base_port + GATEWAY_LINK_OFFSET + place}\n"
+            for place, other in enumerate(sites)
+            if other != site
+        )
+        text = GATEWAY_TOML.format(
+            site=site,
+            cluster_id=topology.cluster_id,
+            host=near[0].api_host,
+            port=base_port + GATEWAY_PORT_OFFSET + number,
+            link_port=base_port + GATEWAY_LINK_OFFSET + number,
+            nodes=", ".join(f'"http://{member.api_host}:{member.api_port}"' for member in near),
+            peers=peers,
+            symbols=", ".join(f'"{symbol}"' for symbol in SIMULATED),
+            prices=", ".join(f"{symbol} = {price}" for symbol, price in SIMULATED.items()),
+            seed=number + 1,
+        )
+        folder.config(f"{GATEWAY_PREFIX}{site}").write_text(text, encoding="utf-8")
 
 
 def _write(path: Path, content: bytes, *, mode: int) -> None:

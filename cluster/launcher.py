@@ -1,4 +1,4 @@
-"""Runs the members of a cluster's folder as processes of this machine: start, wait, stop, kill.
+"""Runs the members and gateways of a cluster's folder as processes of this machine: start, wait, stop, kill.
 
 A member outlives the launcher; its pid file says which process it is. A pid alone is not proof, as the system
 gives it out again: the file also holds when the process started, and only a process of that start is signalled.
@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from cluster.folder import ClusterFolder
-from cluster.topology import Member
+from cluster.topology import GATEWAY_PREFIX, Member, MemberRole
 
 READY_TIMEOUT_MS = 30_000
 STOP_TIMEOUT_MS = 15_000
@@ -36,6 +36,7 @@ LOG_LINES = 12
 PR_SET_PDEATHSIG = 1
 MEMBER_PROGRAM = (sys.executable, "-P", "-m", "node")
 """-P: a folder named `node` where the user stands is not ours."""
+GATEWAY_PROGRAM = (sys.executable, "-P", "-m", "gateway")
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -71,20 +72,27 @@ class Process(Struct, frozen=True):
 
 
 class _Ready(Struct, frozen=True):
-    """What /readyz says with 200."""
+    """What /readyz says with 200: a member names itself, or a gateway."""
 
-    member: str
     cluster_id: str
+    member: str = ""
+    gateway: str = ""
 
 
 class Launcher:
-    """Starts and ends members of one cluster folder. Not for use from two threads."""
+    """Starts and ends members and gateways of one cluster folder. Not for use from two threads.
+
+    A gateway is meant where a name is taken and `gateways` has it; where no name is given, members are meant, save that
+    `stop` ends the gateways that run, too.
+    """
 
     def __init__(self, folder: ClusterFolder, *, program: Sequence[str] = MEMBER_PROGRAM) -> None:
         """program: what is run, with the member's file as its last argument. Raises FolderError: no cluster there."""
         self.folder = folder
         self.program = program
         self.members: dict[str, Member] = {}
+        self.gateways: dict[str, Member] = {}
+        """Where each gateway listens, in the form of a member; peer_port is its link_port."""
         self._cluster_id = ""
         self._started: dict[str, int] = {}
         self._log_from: dict[str, int] = {}
@@ -94,13 +102,30 @@ class Launcher:
         """Read the topology anew: members may have been added or removed. Raises FolderError."""
         topology = self.folder.topology()
         self.members = {member.name: member for member in topology.members}
+        self.gateways = {name: self._gateway(name) for name in self.folder.gateway_names()}
         self._cluster_id = topology.cluster_id
+
+    def _gateway(self, name: str) -> Member:
+        host, port, link_port, _ = self.folder.gateway_listen(name)
+        return Member(
+            name=name,
+            site=name.removeprefix(GATEWAY_PREFIX),
+            role=MemberRole.replica,
+            peer_host=host,
+            peer_port=link_port,
+            api_host=host,
+            api_port=port,
+        )
+
+    def _place(self, name: str) -> Member:
+        return self.members[name] if name in self.members else self.gateways[name]
 
     @property
     def left_over(self) -> list[str]:
         """Who runs here and is no member any more."""
         found = sorted(path.stem for path in self.folder.pid("*").parent.glob("*.pid"))
-        return [name for name in found if name not in self.members and self.running(name) is not None]
+        known = {*self.members, *self.gateways}
+        return [name for name in found if name not in known and self.running(name) is not None]
 
     def running(self, name: str) -> int | None:
         """The pid of a member that runs, whoever started it, or None."""
@@ -120,14 +145,15 @@ class Launcher:
         if pid is not None:
             return pid
         self._wait_gone(name)
-        self._check_ports(self.members[name])
+        self._check_ports(self._place(name))
+        program = GATEWAY_PROGRAM if name in self.gateways else self.program
         log_path = self.folder.log(name)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self.folder.pid(name).parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             self._log_from[name] = log.tell()
             child = subprocess.Popen(
-                [*self.program, str(self.folder.config(name).resolve())],
+                [*program, str(self.folder.config(name).resolve())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -135,7 +161,7 @@ class Launcher:
                 # Of its own session, so that Ctrl-C at our terminal is not for it.
                 start_new_session=True,
                 # Between fork and exec it calls prctl alone, which takes no lock that a thread could hold.
-                preexec_fn=_death_wish(os.getpid()) if die_with_us else None,  # noqa: PLW1509
+                preexec_fn=death_wish(os.getpid()) if die_with_us else None,  # noqa: PLW1509
             )
         _children[child.pid] = child
         self._started[name] = child.pid
@@ -184,9 +210,10 @@ class Launcher:
 
     def is_ready(self, name: str) -> bool:
         """Whether the member answers /readyz with 200 now, and not another cluster's on its port."""
-        member = self.members[name]
+        member = self._place(name)
         connection: http.client.HTTPConnection
-        if self.folder.scheme(name) == "https":
+        scheme = self.folder.gateway_listen(name)[3] if name in self.gateways else self.folder.scheme(name)
+        if scheme == "https":
             connection = http.client.HTTPSConnection(
                 member.api_host, member.api_port, timeout=1.0, context=self._any_certificate(name)
             )
@@ -198,7 +225,7 @@ class Launcher:
             if response.status != 200:
                 return False
             said = msgspec.json.decode(response.read(READY_BYTES_MAX), type=_Ready)
-            return (said.member, said.cluster_id) == (name, self._cluster_id)
+            return (said.member or said.gateway, said.cluster_id) == (name, self._cluster_id)
         except (OSError, http.client.HTTPException, msgspec.MsgspecError):
             return False
         finally:
@@ -210,7 +237,8 @@ class Launcher:
         Returns how each ended: `stopped`, `killed` or `not running`. By then they are gone, and their ports free.
         Raises StillRuns.
         """
-        wanted = list(self.members if names is None else names)
+        up = [name for name in self.gateways if self.running(name) is not None]
+        wanted = [*up, *self.members] if names is None else list(names)
         ended: dict[str, str] = {}
         for name in wanted:
             ended[name] = "stopped" if self.signal(name, signal.SIGTERM) else "not running"
@@ -241,7 +269,9 @@ class Launcher:
             raise StillRuns(f"{name} (pid {process.pid}) was killed and is not gone after {KILL_TIMEOUT_MS / 1000:g} s")
         _reap()
         deadline = time.monotonic() + PORTS_TIMEOUT_MS / 1000
-        member = self.members.get(name)  # none: it was removed, and nobody else needs its ports
+        member = self.members.get(name) or self.gateways.get(
+            name
+        )  # none: it was removed, and nobody else needs its ports
         while member is not None and _port_in_use(member) and time.monotonic() < deadline:
             time.sleep(POLL_MS / 1000)
         self.folder.pid(name).unlink(missing_ok=True)
@@ -289,8 +319,11 @@ class Launcher:
             what, address, reason = taken
             raise PortInUse(
                 f"{member.name} can't listen on {address} ({reason}). Another cluster may be up; "
-                f"stop it, or change {what} of {member.name} in {self.folder.topology_path}"
+                f"stop it, or change {_setting(what, member)} in {self._file_of(member)}"
             )
+
+    def _file_of(self, member: Member) -> Path:
+        return self.folder.config(member.name) if member.name in self.gateways else self.folder.topology_path
 
     def _read_pid(self, name: str) -> Process | None:
         try:
@@ -303,6 +336,12 @@ class Launcher:
         fresh = path.with_suffix(".new")
         fresh.write_bytes(msgspec.json.encode(process))
         fresh.replace(path)
+
+
+def _setting(what: str, member: Member) -> str:
+    if not member.name.startswith(GATEWAY_PREFIX):
+        return f"{what} of {member.name}"
+    return "listen.link_port" if what == "peer_port" else "listen.port"
 
 
 def _reap() -> None:
@@ -378,7 +417,7 @@ def _stat(pid: int) -> tuple[str, Process] | None:
     return fields[0], Process(pid, int(fields[19]), boot)
 
 
-def _death_wish(parent: int) -> Callable[[], None]:
+def death_wish(parent: int) -> Callable[[], None]:
     """What the child does before it becomes the member: ask the kernel to be killed when its parent's thread ends."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -393,6 +432,6 @@ def _death_wish(parent: int) -> Callable[[], None]:
 def run_down(launcher: Launcher) -> None:
     """Kill all that this folder runs; for tests and demos that end however they end."""
     launcher.look_again()
-    for name in (*launcher.members, *launcher.left_over):
+    for name in (*launcher.gateways, *launcher.members, *launcher.left_over):
         with contextlib.suppress(OSError, StillRuns):
             launcher.kill(name)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import ssl
 import time
 from collections.abc import Callable, Coroutine
 from decimal import Decimal
@@ -13,6 +14,7 @@ import structlog
 from cluster.certificates import client_context, server_context
 from gateway.alerts.fills import Fill, Fills
 from gateway.alerts.service import Alerts
+from gateway.cache.rates import CacheRates
 from gateway.cache.server import CacheServer
 from gateway.cache.state import StateCache, connect
 from gateway.config import GatewayConfig, Notify
@@ -39,6 +41,7 @@ from gateway.projection.host import Projection
 from gateway.projection.projector import Batch
 from gateway.sources import Source, make_source
 from gateway.tasks import end
+from gateway.views.history import History
 from gateway.views.leaderboard import Leaderboard
 from gateway.views.portfolio import Portfolios
 
@@ -66,7 +69,9 @@ class Core:
         self.config = config
         self.on_notice: Callable[[Notice], None] = nobody
         """Notices for users who are connected to this gateway."""
-        self.ready_reasons: list[str] = ["starting"]
+        self.on_ticks: list[Callable[[list[Tick]], None]] = []
+        """Called with every feed's ticks, behind the market data's own taking."""
+        self.draining = False
         data = config.data_dir
         data.mkdir(parents=True, exist_ok=True)
         self.market = MarketData(
@@ -86,8 +91,12 @@ class Core:
         self.leaderboard = Leaderboard(
             self.accounts.accounts, self.marks.price, hidden=self.prefs.hidden_from_leaderboard
         )
+        self.history = History()
         self.cache_server: CacheServer | None = None
+        self.rates: CacheRates | None = None
         self._cache_client: Any = None
+        self._linked: dict[str, int] = dict.fromkeys(config.peers, 0)
+        """When each other site was last linked, in microseconds; -1: it is now."""
         self.projection: Projection
         self.follower: Follower
         self.session: aiohttp.ClientSession
@@ -125,21 +134,19 @@ class Core:
         projectors = (self.accounts, self.books, self.portfolios, self.leaderboard)
         self._cache_client = connect(url)
         scope = f"{config.cluster_id}:{config.site}"
+        self.rates = CacheRates(self._cache_client, config.cluster_id)
         cache = StateCache(self._cache_client, scope, [projector.kind for projector in projectors])
         self.projection = Projection(projectors, cache)
-        self.projection.on_batch.append(self._fills_of)
+        self.projection.on_batch += [self._fills_of, self.history.apply]
+        self.projection.on_reset.append(self.history.reset)
         if await self.projection.start_from_cache():
             self.books.begin_with(self.accounts.orders.values())
             self.books.show_all(now_us())
-        tls = client_context(config.tls) if config.nodes.present_certificate else None
-        if tls is not None and config.nodes_ca is not None:
-            tls.load_verify_locations(config.nodes_ca)
-        connector = aiohttp.TCPConnector(ssl=tls) if tls is not None else None
-        self.session = aiohttp.ClientSession(connector=connector)
+        self.session = aiohttp.ClientSession(connector=self.node_connector())
         self.follower = Follower(self.session, lambda: config.nodes.addresses, self.node_token, self.projection)
         await self.alerts.start()
         await self.dispatcher.start()
-        self.sites.on_link(lambda _site, _up: self._sites_changed())
+        self.sites.on_link(self._sites_changed)
         await self.sites.start()
         self.sources = [make_source(feed, self.take) for feed in config.feeds]
         self._run("follower", self.follower.run())
@@ -175,21 +182,44 @@ class Core:
         self.market.close()
         await self.store.close()
 
+    def node_connector(self, *, limit: int = 100) -> aiohttp.TCPConnector:
+        """Connections to nodes, by the file's authority and, where nodes ask for one, with our certificate."""
+        config = self.config
+        if config.nodes.present_certificate:
+            tls = client_context(config.tls)
+            if config.nodes_ca is not None:
+                tls.load_verify_locations(config.nodes_ca)
+            return aiohttp.TCPConnector(ssl=tls, limit=limit)
+        if config.nodes_ca is not None:
+            return aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=config.nodes_ca), limit=limit)
+        return aiohttp.TCPConnector(limit=limit)
+
     def node_token(self) -> str:
         """An auditor's token, as the file has it now."""
         return self.config.token_file.read_text("ascii").strip()
 
     def why_not_ready(self) -> str:
         """Empty when this gateway serves from a warm state."""
-        if not hasattr(self, "projection") or not self.projection.standing.warm:
-            return "the projection is not there yet"
-        return ""
+        if self.draining:
+            return "leaving"
+        if not hasattr(self, "projection"):
+            return "starting"
+        standing = self.projection.standing
+        if standing.rebuilding:
+            return f"rebuilding from a node's snapshot, {standing.progress} rows so far"
+        return "" if standing.warm else "no node was reached yet, and the cache was empty"
+
+    def peers_heard_us(self) -> int:
+        """Up to when what was written at the other sites is surely here: now while they are linked; 0: never yet."""
+        return min((at_us if at_us >= 0 else now_us() for at_us in self._linked.values()), default=now_us())
 
     # ---- what comes in ----
 
     def take(self, ticks: list[Tick]) -> None:
         """The sink of every feed, our own venue's too."""
         self.market.take(ticks)
+        for hook in self.on_ticks:
+            hook(ticks)
         for tick in ticks:
             if type(tick) is Trade and tick.eligible and not tick.marks & UNUSABLE:
                 self.alerts.tick(tick.symbol, tick.price_e9, tick.venue_us)
@@ -224,7 +254,8 @@ class Core:
     def _notice(self, notice: Notice) -> None:
         self.on_notice(notice)
 
-    def _sites_changed(self) -> None:
+    def _sites_changed(self, site: str, up: bool) -> None:
+        self._linked[site] = -1 if up else now_us()
         live = self.sites.live_sites()
         self.alerts.set_live(live)
         self.fills.set_live(live, now_us())

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import structlog
 
+from cluster.launcher import death_wish
+
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.cache")
 
 SOCKET_PATH_MAX = 100
@@ -84,7 +86,13 @@ class CacheServer:
         arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
         with (self.folder / "cache.log").open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
-                str(binary), *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
+                str(binary),
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Killed or crashed, we can't end it, and nobody else would. Between fork and exec it calls prctl alone.
+                preexec_fn=death_wish(os.getpid()) if sys.platform == "linux" else None,
             )
         try:
             async with asyncio.timeout(START_SECONDS):

@@ -10,6 +10,7 @@ import typer
 
 from cluster.folder import ClusterFolder, FolderError, create
 from cluster.launcher import READY_TIMEOUT_MS, STOP_TIMEOUT_MS, Launcher, LaunchError
+from cluster.topology import TIMINGS
 from node.cli.output import err, print_json, print_table, say
 from node.cli.session import DEFAULT_CLUSTER, CliError, Cluster, Json, mint
 
@@ -24,6 +25,13 @@ node = typer.Typer(add_completion=False)
 token = typer.Typer(add_completion=False)
 
 
+class Network(StrEnum):
+    """The keys of TIMINGS, as the command line needs them."""
+
+    lan = "lan"
+    wan = "wan"
+
+
 class Shape(StrEnum):
     """The keys of SHAPES, as the command line needs them."""
 
@@ -33,11 +41,13 @@ class Shape(StrEnum):
 
 def complete_member(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of members for the shell; none where there is no cluster to name them."""
+    folder = ClusterFolder(Path(ctx.params.get("where") or DEFAULT_CLUSTER))
     try:
-        topology = ClusterFolder(Path(ctx.params.get("where") or DEFAULT_CLUSTER)).topology()
+        topology = folder.topology()
     except FolderError:
         return []
-    return [member.name for member in topology.members if member.name.startswith(incomplete)]
+    names = [*(member.name for member in topology.members), *folder.gateway_names()]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 Members = Annotated[
@@ -60,6 +70,9 @@ def init(
     base_port: Annotated[
         int, typer.Option(min=1024, max=65_000, help="Members talk from here on; their APIs are 10 ports above.")
     ] = 7700,
+    timing: Annotated[
+        Network, typer.Option(help="How long members wait for each other: lan, or wan for sites up to 100 ms apart.")
+    ] = Network.lan,
     as_json: Json = False,
     where: Cluster = DEFAULT_CLUSTER,
 ) -> None:
@@ -67,11 +80,14 @@ def init(
 
     1+1+1 is a full replica in each of two datacenters and a witness; it survives the loss of any one of them.
     2+2+1 has two replicas in each. All members listen on this machine (127.0.0.1): change topology.toml for others.
+    Its [timing] is what --timing says: after a failure another member leads within a second (lan), or a few (wan).
 
     Example: tiebreak cluster init ./tiebreak-cluster --shape 1+1+1 --base-port 7700
+
+    Example: tiebreak cluster init --shape 2+2+1 --timing wan
     """
     root = folder if folder is not None else where
-    topology = create(root, shape=shape.value, base_port=base_port)
+    topology = create(root, shape=shape.value, base_port=base_port, timing=TIMINGS[timing])
     if as_json:
         print_json({"folder": str(root.resolve()), "topology": topology})
         return
@@ -99,9 +115,9 @@ def start(
     as_json: Json = False,
     where: Cluster = DEFAULT_CLUSTER,
 ) -> None:
-    """Start members as processes of this machine and wait until they are ready. Those that run are left alone.
+    """Start members, then gateways, as processes of this machine and wait until they are ready.
 
-    Logs go to DIR/log/MEMBER.log.
+    Those that run are left alone. Logs go to DIR/log/NAME.log.
 
     Example: tiebreak up
 
@@ -116,13 +132,21 @@ def start(
     def on_ready(name: str, waited_ms: int) -> None:
         ready[name] = waited_ms
         after = "runs already" if name in ran_already else f"ready after {waited_ms / 1000:.1f} s"
+        if name in launcher.gateways:
+            place = launcher.gateways[name]
+            after += f"  {launcher.folder.gateway_listen(name)[3]}://{place.api_host}:{place.api_port}"
         err.print(f"[green]✓[/] {name:<12} {after}  [dim]pid {pids[name]}[/]")
 
     try:
         with err.status(f"waiting for {', '.join(names)}"):
-            for name in names:
-                pids[name] = launcher.start(name)
-            launcher.wait_ready(names, timeout_ms=timeout_ms, on_ready=on_ready)
+            # A gateway is ready when it has the cluster's state, so members come first.
+            for group in (
+                [name for name in names if name not in launcher.gateways],
+                [name for name in names if name in launcher.gateways],
+            ):
+                for name in group:
+                    pids[name] = launcher.start(name)
+                launcher.wait_ready(group, timeout_ms=timeout_ms, on_ready=on_ready)
     except LaunchError:
         left = [name for name in names if launcher.running(name) is not None]
         if left:
@@ -241,7 +265,7 @@ def _seconds(text: str) -> int:
 
 def _named(launcher: Launcher, members: list[str] | None, *, more: list[str] | None = None) -> list[str]:
     """more: who is none of the members, and may be named all the same."""
-    known = [*launcher.members, *(more or [])]
+    known = [*launcher.members, *launcher.gateways, *(more or [])]
     for name in members or []:
         if name not in known:
             raise CliError(f"no member {name!r}; there are {', '.join(known)}")

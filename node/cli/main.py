@@ -222,15 +222,30 @@ def _load_plugin(point: EntryPoint | None) -> Any:
 
 
 def _first_sentence(point: EntryPoint | None) -> str:
-    """What a plugin's file says it is for, read without running it."""
+    """What a plugin's command says of itself, or its file what it is for, read without running it."""
     if point is None:
         return ""
     try:
         spec = importlib.util.find_spec(point.module)
-        text = ast.get_docstring(ast.parse(Path(spec.origin or "").read_text("utf-8"))) if spec is not None else None
+        tree = ast.parse(Path(spec.origin or "").read_text("utf-8")) if spec is not None else None
+        text = (_help_of(tree, point.attr) or ast.get_docstring(tree)) if tree is not None else None
     except (ImportError, OSError, SyntaxError, ValueError):
         text = None
     return (text or "(can't be loaded)").split("\n\n", maxsplit=1)[0].replace("\n", " ")
+
+
+def _help_of(tree: ast.Module, attribute: str) -> str:
+    """`help` of the Typer that the attribute is, or the first sentence of the one command that is registered in it."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == [attribute]:
+            for keyword in getattr(node.value, "keywords", ()):
+                if keyword.arg == "help" and isinstance(keyword.value, ast.Constant):
+                    return str(keyword.value.value)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            named = [ast.unparse(one.func) for one in node.decorator_list if isinstance(one, ast.Call)]
+            if f"{attribute}.command" in named:
+                return (ast.get_docstring(node) or "").split(". ", maxsplit=1)[0].rstrip(".") + "."
+    return ""
 
 
 if __name__ == "__main__":

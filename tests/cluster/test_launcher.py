@@ -22,11 +22,11 @@ PROGRAM = (sys.executable, str(Path(__file__).with_name("fake_member.py")))
 
 
 def free_ports() -> int:
-    """A base port with nothing on it and the twenty behind it."""
+    """A base port with nothing on it and the thirty behind it."""
     while True:
         base = free_port()
         try:
-            for port in range(base, base + 20):
+            for port in range(base, base + 30):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", port))
             return base

@@ -1,0 +1,221 @@
+"""Relays what is for a node to one: the nearest that answers, unchanged both ways, errors too.
+
+A command that may have been sent is never sent again from here: its sender has the key, and asks or repeats with it.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import aiohttp
+import msgspec
+import structlog
+from aiohttp import web
+from msgspec import Struct
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway.api.errors import NoNode
+from node.errors import NodeError, OutcomeUnknown, Overloaded, ReadTimeout
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.relay")
+
+UNDER_WAY_MAX = 1_000
+"""Requests at nodes at once; the next is told to come back, before anything is sent."""
+CONNECT_S = 0.5
+ANSWER_S = 12.0
+"""A node gives up a command after its own deadline, 10 s at most when nobody asks for more."""
+ANSWER_S_MAX = 62.0
+AWAY_S = 1.0
+"""A node that could not be reached is asked last for so long."""
+ANSWER_BYTES_MAX = 64 << 20
+
+# Of one connection and not of what is said on it, or made anew by whoever sends it on.
+HOP = frozenset(
+    {
+        "connection", "content-length", "date", "host", "keep-alive", "proxy-authenticate", "proxy-authorization",
+        "server", "te", "trailer", "transfer-encoding", "upgrade", "expect", "accept-encoding", "content-encoding",
+    }
+)  # fmt: skip
+
+
+class Said(Struct, frozen=True):
+    """What a node answered."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+    node: str
+
+
+class Relay:
+    """nodes: base addresses, the nearest first. site: names the gateway in the header Via."""
+
+    def __init__(self, session: aiohttp.ClientSession, nodes: Callable[[], Sequence[str]], site: str) -> None:
+        self._session = session
+        self._nodes = nodes
+        self._via = f"1.1 gateway-{site}"
+        self._away: dict[str, float] = {}
+        self.under_way = 0
+        self.counters: Counter[str] = Counter()
+
+    def order(self) -> list[str]:
+        """Whom to ask: the nearest first, those that were away a moment ago last."""
+        now_s = time.monotonic()
+        nodes = list(self._nodes())
+        return sorted(nodes, key=lambda node: self._away.get(node, 0.0) > now_s)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        key: str = "",
+        timeout_s: float = ANSWER_S,
+    ) -> Said:
+        """Ask the nodes in turn until one answers.
+
+        Raises: Overloaded: too many under way. NoNode: none could be reached, nothing was sent. OutcomeUnknown: a
+        command was sent and its answer did not come. ReadTimeout: no node answered a read.
+        """
+        if self.under_way >= UNDER_WAY_MAX:
+            self.counters["overloaded"] += 1
+            raise Overloaded(f"{self.under_way} requests are at nodes already; nothing was sent")
+        is_read = method in ("GET", "HEAD")
+        url = path + (f"?{query}" if query else "")
+        kept = CIMultiDict((name, value) for name, value in (headers or {}).items() if name.lower() not in HOP)
+        kept["Via"] = self._via
+        last: Said | None = None
+        failed = False
+        self.under_way += 1
+        try:
+            for node in self.order():
+                try:
+                    said = await self._ask(method, node, url, kept, body, timeout_s)
+                except aiohttp.ClientConnectorError:
+                    self._is_away(node, "unreachable")
+                    continue
+                except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                    self._is_away(node, type(error).__name__)
+                    if is_read:
+                        failed = True
+                        continue
+                    self.counters["unknown"] += 1
+                    raise OutcomeUnknown(
+                        "a node was asked and did not answer; the command may still take effect: ask "
+                        "GET /v1/commands/{key}, or send it again with the same key",
+                        key=key,
+                    ) from error
+                if said.status == 503 and _is_leaving(said.body):
+                    # It starts or leaves, and says for certain that nothing was logged.
+                    last = said
+                    continue
+                self.counters["answered"] += 1
+                return said
+        finally:
+            self.under_way -= 1
+        if last is not None:
+            return last
+        self.counters["no_node"] += 1
+        if failed:
+            raise ReadTimeout("no node answered in time")
+        raise NoNode("no node can be reached from this site; nothing was sent")
+
+    def _is_away(self, node: str, why: str) -> None:
+        self.counters["failed"] += 1
+        self._away[node] = time.monotonic() + AWAY_S
+        log.info("a node did not answer", node=node, why=why)
+
+    async def _ask(
+        self, method: str, node: str, url: str, headers: CIMultiDict[str], body: bytes, timeout_s: float
+    ) -> Said:
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
+        async with self._session.request(
+            method, node + url, headers=headers, data=body or None, timeout=timeout, allow_redirects=False
+        ) as response:
+            found = await response.content.read(ANSWER_BYTES_MAX)
+            while not response.content.at_eof() and len(found) < ANSWER_BYTES_MAX:
+                found += await response.content.read(ANSWER_BYTES_MAX)
+            return Said(response.status, response.headers, found, node)
+
+
+class _Word(Struct, frozen=True):
+    error: str = ""
+    definite: bool = True
+
+
+_decode_word = msgspec.json.Decoder(_Word).decode
+
+
+def _is_leaving(body: bytes) -> bool:
+    try:
+        said = _decode_word(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return said.error == "not_ready" and said.definite
+
+
+class _Key(Struct, frozen=True):
+    key: str = ""
+    client_order_id: str = ""
+
+
+_decode_key = msgspec.json.Decoder(_Key).decode
+_decode_key_msgpack = msgspec.msgpack.Decoder(_Key).decode
+
+
+def key_of(request: web.Request, body: bytes) -> str:
+    """The key that a command came with, for whoever must ask what became of it."""
+    given = request.headers.get("Idempotency-Key", "")
+    if given or not body:
+        return given
+    try:
+        found = (_decode_key_msgpack if request.content_type == "application/msgpack" else _decode_key)(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+    return found.key or found.client_order_id
+
+
+def timeout_s_of(request: web.Request) -> float:
+    """A little longer than the node was asked to wait."""
+    given = request.query.get("timeout_ms", "")
+    asked_s = int(given) / 1000 + 2.0 if given.isascii() and given.isdigit() and len(given) < 7 else ANSWER_S
+    return min(max(asked_s, 2.0), ANSWER_S_MAX)
+
+
+async def relayed(relay: Relay, request: web.Request) -> web.Response:
+    """One request to a node and its answer back. Raises NodeError."""
+    body = await request.read()
+    said = await relay.send(
+        request.method,
+        request.rel_url.raw_path,
+        query=request.rel_url.raw_query_string,
+        headers=request.headers,
+        body=body,
+        key=key_of(request, body),
+        timeout_s=timeout_s_of(request),
+    )
+    return answer_of(said)
+
+
+def answer_of(said: Said) -> web.Response:
+    response = web.Response(body=said.body, status=said.status)
+    response.headers.popall("Content-Type", None)
+    for name, value in said.headers.items():
+        if name.lower() not in HOP:
+            response.headers.add(name, value)
+    response.headers["X-Relayed-From"] = said.node
+    return response
+
+
+async def settled(relay: Relay, *, timeout_ms: int) -> None:
+    """Wait for what is under way at nodes, no longer than this."""
+    deadline_s = time.monotonic() + timeout_ms / 1000
+    while relay.under_way and time.monotonic() < deadline_s:  # noqa: ASYNC110 - each ends by itself
+        await asyncio.sleep(0.01)
+
+
+__all__ = ["NodeError", "Relay", "Said", "answer_of", "key_of", "relayed", "settled"]

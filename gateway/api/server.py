@@ -1,0 +1,176 @@
+"""Puts the API of one gateway together: handlers behind their guards, what metrics watch."""
+
+import contextlib
+from collections.abc import Mapping
+
+import aiohttp
+from aiohttp import web
+
+from gateway.api import history, market, openapi, portfolio, prefs, ranking, status
+from gateway.api.context import CORE, METRICS, RELAY
+from gateway.api.guard import STREAM_PATH, Handler, middlewares
+from gateway.api.metrics import Metrics, Rows
+from gateway.api.rates import Rates
+from gateway.api.relay import Relay, relayed
+from gateway.core import Core
+from gateway.fanout.hub import Hub
+from gateway.feeds.breaker import State
+from gateway.market.tickcursors import cursors
+from gateway.sources import LiveSource
+from gateway.stream.server import StreamServer
+from node.auth import Authenticator, public_keys
+from node.guard import ConnectionGuard, HttpLimits
+
+RELAYED = (
+    "orders", "orders:by_client_order_id", "orders/{tail:.*}", "accounts", "accounts/{tail:.*}", "transfers",
+    "transfers/{tail:.*}", "ledger", "commands/{tail:.*}", "assets", "instruments", "instruments/{tail:.*}",
+    "references", "book/{tail:.*}", "trades",
+)  # fmt: skip
+NODES_MAX = 1_024
+"""Connections to nodes."""
+
+
+def http_limits(core: Core) -> HttpLimits:
+    limits = core.config.limits
+    return HttpLimits(
+        connections_max=limits.connections_max,
+        connections_per_address_max=limits.connections_per_address_max,
+        idle_timeout_s=limits.idle_ms / 1000,
+    )
+
+
+def authenticator(core: Core) -> Authenticator:
+    return Authenticator(public_keys(core.config.token_public_key))
+
+
+class Api:
+    """The application of one gateway's core. stream: the handler of /v1/stream, if this process serves it."""
+
+    def __init__(self, core: Core, *, stream: Handler | None = None) -> None:
+        """Call it when the core is started. Needs the running loop."""
+        self.core = core
+        self.metrics = Metrics(core.config.site)
+        # Its own: exact bytes both ways, no cookies kept, and as many connections as relays may be under way.
+        self._session = aiohttp.ClientSession(
+            connector=core.node_connector(limit=NODES_MAX), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+        )
+        self.relay = Relay(self._session, lambda: core.config.nodes.addresses, core.config.site)
+        limits = core.config.limits
+        self.rates = Rates(core.rates, requests_per_s=limits.requests_per_s, burst=limits.requests_burst)
+        bounds = http_limits(core)
+        self.app = app = web.Application(
+            middlewares=middlewares(authenticator(core), self.rates, bounds), client_max_size=bounds.body_bytes_max + 1
+        )
+        app[CORE], app[METRICS], app[RELAY] = core, self.metrics, self.relay
+        for module in (market, portfolio, history, ranking, prefs, status, openapi):
+            app.add_routes(module.ROUTES)
+        for path in RELAYED:
+            app.router.add_route("*", f"/v1/{path}", self._relayed)
+        if stream is not None:
+            app.router.add_get(STREAM_PATH, stream)
+        self._watch()
+
+    async def _relayed(self, request: web.Request) -> web.Response:
+        with self.metrics.stage("node"):
+            response = await relayed(self.relay, request)
+        if request.method == "GET" and request.path.startswith("/v1/instruments") and response.status == 200:
+            response.headers["Cache-Control"] = "public, max-age=5"
+        return response
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    # ---- metrics ----
+
+    def watch_guard(self, guard: ConnectionGuard) -> None:
+        watch = self.metrics.watch
+        watch("tiebreak_gateway_connections", "Open connections", lambda: len(guard.connections))
+        watch("tiebreak_gateway_connections_max", "Capacity", lambda: guard.limits.connections_max)
+        watch("tiebreak_gateway_connections_refused", "Beyond a bound", lambda: guard.refused, is_count=True)
+        watch("tiebreak_gateway_connections_cut", "Idle or too slow", lambda: guard.cut, is_count=True)
+
+    def watch_streams(self, hub: Hub, server: StreamServer | None) -> None:
+        """server: None: workers serve the streams, and this process feeds the workers."""
+        watch, rows = self.metrics.watch, self.metrics.watch_rows
+        watch("tiebreak_gateway_tick_seconds", "Between two rounds of sending", lambda: hub.pace.tick_ms / 1000)
+        watch("tiebreak_gateway_shedding", "1 while candles and leaderboard are left out", lambda: bool(hub.pace.shed))
+        watch("tiebreak_gateway_round_seconds", "Of the last round", lambda: hub.pace.round_ms / 1000)
+        watch("tiebreak_gateway_topics", "That someone reads", lambda: len(hub.topics))
+        rows("tiebreak_gateway_fanout", "Rounds, frames, updates", ("what",), _counts(hub.counters), is_count=True)
+        if server is not None:
+            watch("tiebreak_gateway_streams", "Open streams", lambda: len(server.connections))
+            watch(
+                "tiebreak_gateway_streams_refused", "Too many at once", lambda: server.admission.refused, is_count=True
+            )
+            rows("tiebreak_gateway_stream", "Streams, by outcome", ("what",), _counts(server.counters), is_count=True)
+
+    def _watch(self) -> None:
+        core, watch, rows = self.core, self.metrics.watch, self.metrics.watch_rows
+        projection = core.projection
+        watch("tiebreak_gateway_ready", "1 when it takes traffic", lambda: not core.why_not_ready())
+        watch(
+            "tiebreak_gateway_staleness_seconds",
+            "Age of the state that is served; -1: none yet",
+            lambda: projection.standing.staleness_ms / 1000 if projection.standing.staleness_ms >= 0 else -1.0,
+        )
+        watch("tiebreak_gateway_index", "Log index that is served", lambda: projection.standing.index)
+        watch("tiebreak_gateway_rebuilt_rows", "Rows of a rebuild so far", lambda: projection.standing.progress)
+        rows(
+            "tiebreak_gateway_cache_state",
+            "1 for the present one",
+            ("state",),
+            lambda: {(projection.standing.cache.split(":", 1)[0],): 1.0},
+        )
+        rows(
+            "tiebreak_gateway_feed_state",
+            "1 for the present one: up, down, open, half_open, ended",
+            ("feed", "state"),
+            lambda: {(source.name, source.state): 1.0 for source in core.sources},
+        )
+        rows("tiebreak_gateway_breaker", "0 closed, 1 open, 2 half-open", ("feed",), self._breakers)
+        rows(
+            "tiebreak_gateway_venue_age_seconds",
+            "Since a venue was last heard",
+            ("venue",),
+            lambda: {
+                (venue,): (core.market.clock() - at_us) / 1e6 for venue, at_us in core.market.nbbo.venues().items()
+            },
+        )
+        rows("tiebreak_gateway_consumer_lag", "Records of the tick log not read yet", ("consumer",), self._lags)
+        watch("tiebreak_gateway_ticks", "Ticks taken in", lambda: core.market.ticks, is_count=True)
+        watch("tiebreak_gateway_node_under_way", "Requests at nodes", lambda: self.relay.under_way)
+        for name, text, counters in (
+            ("tiebreak_gateway_relay", "Requests to nodes, by outcome", self.relay.counters),
+            ("tiebreak_gateway_rate", "Requests counted, by where", self.rates.counters),
+            ("tiebreak_gateway_feed_connections", "Of the node's event feed", core.follower.counters),
+            ("tiebreak_gateway_alerts", "Price alerts", core.alerts.counters),
+            ("tiebreak_gateway_deliveries", "Notices", core.dispatcher.counters),
+            ("tiebreak_gateway_sites", "Links to the other site", core.sites.counters),
+        ):
+            rows(name, text, ("what",), _counts(counters), is_count=True)
+        watch("tiebreak_gateway_outbox", "Notices that wait", lambda: core.dispatcher.waiting)
+        rows(
+            "tiebreak_gateway_site_linked",
+            "1 while the link stands",
+            ("site",),
+            lambda: {(site,): float(bool(one["linked"])) for site, one in core.sites.status().items()},
+        )
+
+    def _breakers(self) -> dict[tuple[str, ...], float]:
+        numbers = {State.CLOSED: 0.0, State.OPEN: 1.0, State.HALF_OPEN: 2.0}
+        return {
+            (source.name,): numbers[source.feed.breaker.state] if isinstance(source, LiveSource) else 0.0
+            for source in self.core.sources
+        }
+
+    def _lags(self) -> dict[tuple[str, ...], float]:
+        log = self.core.market.log
+        if log is None:
+            return {}
+        with contextlib.suppress(OSError):
+            return {(name,): float(max(0, log.next_seq - seq)) for name, seq in cursors(log.folder).items()}
+        return {}
+
+
+def _counts(counters: Mapping[str, int]) -> Rows:
+    return lambda: {(name,): float(count) for name, count in counters.items()}
