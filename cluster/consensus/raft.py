@@ -41,7 +41,7 @@ from cluster.consensus.messages import (
 )
 from cluster.consensus.progress import Progress
 from cluster.consensus.reads import Answer, ReadRounds
-from cluster.membership import Add, Change, Configuration, Demote, InvalidChange, Promote, Remove, changed
+from cluster.membership import Change, Configuration, Demote, InvalidChange, Promote, Remove, changed
 from cluster.membership import encode as encode_configuration
 from cluster.topology import MemberRole, Timing
 
@@ -437,8 +437,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._trim()
             if self.caretaker:
                 self._hand_over_when_ready()
-            else:
-                self._care_for_members()
+            self._care_for_members()
         elif was_leader or len(self.reads):
             self.reads.fail()
         if not self._told_committed and self.configuration_committed:
@@ -990,9 +989,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             raise NotYet(f"another change, at index {self._configured_index}, is not committed yet")
         if isinstance(change, Promote):
             self._check_caught_up(change.name)
-        if not isinstance(change, Add):
+        if isinstance(change, Demote | Remove):
             for name, progress in self._progress.items():
-                # Which majorities remember what is argued for one lost disk or one change at a time: see DESIGN.md.
+                # What takes a voter away while another has forgotten leaves fewer who remember. One more does not.
                 if name in self.voters and not progress.joined and name != change.name:
                     raise NotYet(f"{name} is on a new disk and has not caught up")
         return self._log_configuration(after)
@@ -1033,10 +1032,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if self.transferring or not self.configuration_committed or self.commit_index < self._SyncObj__noopIDx:
             return
         base = self.journal.base
-        if base is not None and base.forced:
+        if base is not None and base.forced and not self.caretaker:
             self._log_configuration(base.configuration)
             return
-        change = self._away() or self._back()
+        # A caretaker may be the one to find its successor: the only full replica left may be a learner that is back.
+        change = self._back() if self.caretaker else self._away() or self._back()
         if change is not None:
             try:
                 self.change(change)

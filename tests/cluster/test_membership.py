@@ -268,7 +268,7 @@ def test_a_learner_that_lacks_too_much_is_not_promoted(clock: Clock) -> None:
     change(lab, "a", Promote("c"))
 
 
-def test_no_majority_changes_while_a_voter_s_disk_has_not_caught_up(clock: Clock) -> None:
+def test_no_voter_is_taken_away_while_another_s_disk_has_not_caught_up(clock: Clock) -> None:
     lab = grown(clock)
     b = lab["b"]
     b.wipe()
@@ -276,11 +276,32 @@ def test_no_majority_changes_while_a_voter_s_disk_has_not_caught_up(clock: Clock
     b.restart()
     lab.run(0.3)
     assert not b.raft.joined
-    with pytest.raises(NotYet, match="b is on a new disk and has not caught up"):
-        lab["a"].raft.change(Promote("c"))
-    b.auto_sync = True
     change(lab, "a", Promote("c"))
-    assert b.raft.joined
+    assert lab["a"].raft.quorum == 3, "one more who remembers does no harm"
+    with pytest.raises(NotYet, match="b is on a new disk and has not caught up"):
+        lab["a"].raft.change(Remove("w"))
+    change(lab, "a", Remove("b"))
+
+
+def test_a_witness_that_leads_makes_a_voter_of_the_replica_that_is_back(clock: Clock) -> None:
+    """The only full replica that votes lost its disk, and only a snapshot helps it: from the one that was demoted."""
+    lab = Lab(clock, "abw", witnesses="w")
+    lab.elect("a")
+    lab.propose("a", *[b"%d" % i for i in range(10)])
+    bring(lab, "v", MemberRole.witness)
+    change(lab, "a", Add(described("v", MemberRole.witness, LEARNER)))
+    lab.run_until(lambda: caught_up(lab, "v"), within=2.0)
+    change(lab, "a", Promote("v"))
+    lab["b"].crash()
+    lab.run(TIMING.link_silent_ms_max / 1000 + 0.2)
+    change(lab, "a", Demote("b", away=True))
+    assert lab["a"].raft.voters == {"a", "v", "w"}
+    lab["a"].wipe()
+    lab["a"].restart()
+    lab["b"].restart(applied_index=lab["b"].disk.commit_index)
+    lab.run_until(lambda: lab["b"].raft.is_leader, within=5.0)
+    assert "b" in lab["b"].raft.voters
+    lab.run_until(lambda: lab["a"].raft.joined, within=3.0)
 
 
 def test_a_leader_does_not_remove_itself(clock: Clock) -> None:
