@@ -58,6 +58,12 @@ class Driver:
         self.refusal: NodeError | None = None
         """Why this member takes no commands now, as far as the driver knows: disk low, or the store is behind."""
         self.flushes = 0
+        self.digests_disagreed = 0
+        metrics.watch_count(
+            lambda: self.digests_disagreed,
+            name="tiebreak_digests_disagreed",
+            text="Words in the log that replicas' digests differ",
+        )
         self._machine = machine
         self._store = store
         self._engine = engine
@@ -136,6 +142,7 @@ class Driver:
         next report, of an index that it applies itself, says so: a digest never agrees again once it differed.
         """
         index, machine = event.digest_index, self._machine
+        self.digests_disagreed += 1
         log.critical("digests disagree", index=index, members=event.members)
         if self.config.name not in event.members or machine.writes_stopped:
             return

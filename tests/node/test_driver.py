@@ -175,6 +175,7 @@ def test_a_replica_that_was_rebuilt_does_not_leave_for_what_it_was(tmp_path: Pat
             # From a snapshot behind it: no digest of that index is known here; the next report will tell.
             told(caller, engine, others=b"x" * 32, odd="dc-a", index=machine.applied_index + 1_000)
             assert [one.members for one in disagreed] == [("dc-a",)] * 2
+            assert caller.node.metrics.registry.get_sample_value("tiebreak_digests_disagreed_total") == 2
             assert ended == []
             # Still wrong: it leaves again.
             told(caller, engine, others=b"x" * 32, odd="dc-a", index=machine.applied_index)
