@@ -7,6 +7,7 @@ commands of clients that ask the leader and keeps no promise: see the table of i
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from cluster.consensus.engine import (
     PeerStatus,
     Role,
 )
+from cluster.consensus.messages import SnapshotOffer
+from cluster.consensus.snapshots import SnapshotHome
 from cluster.membership import Change, first_configuration
 from cluster.topology import Member, MemberRole
 from node import app
@@ -58,6 +61,8 @@ class StockEngine:
         self.on_role: Callable[[], None] = lambda: None
         self.on_message: Callable[[str, str, bytes], None] = lambda _member, _kind, _body: None
         self.on_configuration: Callable[[], None] = lambda: None
+        self.snapshots: SnapshotHome | None = None
+        self.counters: Counter[str] = Counter()
         self._config = config
         self._me = config.member
         self._others = {_address(other): other for other in config.topology.others(config.name)}
@@ -122,6 +127,9 @@ class StockEngine:
 
     def group(self) -> GroupStatus:
         return GroupStatus(0, True, first_configuration(self._config.topology))
+
+    def needs_snapshot(self, offer: SnapshotOffer) -> bool:
+        return False
 
     def set_stored_index(self, index: int) -> None:
         self._stored_index = index

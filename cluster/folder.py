@@ -99,7 +99,7 @@ seed = {seed}
 # [limits]   # for example: requests_per_s = 500, connections_max = 100000, drain_ms = 5000
 # [notify]   # smtp = {{ host = "...", ... }}, sms_url, push_url
 """
-SIMULATED = {"AAPL": 190.0, "MSFT": 420.0, "GOOG": 170.0, "BTCUSDT": 95000.0}
+SIMULATED = {"AAPL": 187.2, "MSFT": 420.0, "GOOG": 170.0, "BTCUSDT": 95000.0}
 """Symbols of a new gateway's simulated venues, with where they begin. Instruments of ours have our own book."""
 
 

@@ -83,6 +83,8 @@ WAN = Timing(
     redial_ms_max=1000,
     disk_stall_ms=5000,
 )
+TIMINGS = {"lan": LAN, "wan": WAN}
+"""What an operator chooses from when a cluster is made; each value may be changed in its topology file."""
 
 
 class Topology(Struct, frozen=True, forbid_unknown_fields=True):

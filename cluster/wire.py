@@ -493,6 +493,7 @@ class MemberView(Struct, frozen=True, kw_only=True):
     refusal: str = ""
     standing: StandingWord = "voter"
     apis: dict[str, str] = {}
+    barred: str = ""
 
 
 # ---- the cluster itself ----

@@ -203,14 +203,13 @@ class App:
         )
         node.engine.on_committed = self._committed
         node.engine.on_role = self._role_changed
-        if isinstance(node.engine, HardenedEngine):
-            node.engine.snapshots = Snapshots(
-                store,
-                cluster_id=config.topology.cluster_id,
-                member=config.name,
-                free_bytes_min=config.limits.disk_free_bytes_min,
-                on_received=self._snapshot_received,
-            )
+        node.engine.snapshots = Snapshots(
+            store,
+            cluster_id=config.topology.cluster_id,
+            member=config.name,
+            free_bytes_min=config.limits.disk_free_bytes_min,
+            on_received=self._snapshot_received,
+        )
         self._watch_replica()
 
     def _watch(self) -> None:
@@ -231,8 +230,7 @@ class App:
         certificates = {"member": config.tls.certificate, "authority": config.tls.ca}
         if config.api_tls is not None:
             certificates["api"] = config.api_tls.certificate
-        if isinstance(engine, HardenedEngine):
-            metrics.registry.register(LinkMetrics(lambda: engine.counters, certificates))
+        metrics.registry.register(LinkMetrics(lambda: engine.counters, certificates))
 
     def _watch_replica(self) -> None:
         node, limits = self.node, self.config.limits
@@ -349,7 +347,7 @@ class App:
     async def _install(self, offer: SnapshotOffer, folder: Path) -> None:
         """Stop, so that nothing more is acknowledged; write down what is to be installed; start anew."""
         config, engine = self.config, self.node.engine
-        if self.node.draining or not isinstance(engine, HardenedEngine):
+        if self.node.draining:
             return
         try:
             log.warning("leaving to install a snapshot", index=offer.index)

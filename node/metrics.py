@@ -66,6 +66,7 @@ class Metrics:
         self._quorum = Gauge("tiebreak_has_quorum", "1 when a majority is in reach", registry=registry)
         self._counted = Gauge("tiebreak_counted", "0 on a new disk, until this member has caught up", registry=registry)
         self._no_room = Gauge("tiebreak_log_no_room", "1 when no log of a majority has room", registry=registry)
+        self._barred = Gauge("tiebreak_barred", "1 when its clock forbids it to lead", registry=registry)
         self._ready = Gauge("tiebreak_ready", "1 when this node takes traffic", registry=registry)
         self._queue = Gauge("tiebreak_queue_depth", "Commands or bytes that wait", ["queue"], registry=registry)
         self._queue_max = Gauge("tiebreak_queue_max", "Bound of a queue", ["queue"], registry=registry)
@@ -114,6 +115,7 @@ class Metrics:
         self._quorum.set(status.has_quorum)
         self._counted.set(status.joined)
         self._no_room.set(bool(status.refusal))
+        self._barred.set(bool(status.barred))
         self._peer_lag.clear()  # only a leader knows, and what it knew when it led is no longer so
         for peer in status.peers:
             self._peer_up.labels(peer.name).set(peer.connected)

@@ -157,4 +157,5 @@ MEANS: dict[str, str] = {
     "apis": "Where clients find the full replicas that have caught up, by name.",
     "rejoining": "It came back without its former log and does not vote yet.",
     "refusal": "Why it takes no commands now; empty when it does.",
+    "barred": "Why it may not lead: its clock is too far from those of the others; empty when it may.",
 }

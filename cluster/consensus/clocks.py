@@ -20,7 +20,8 @@ class ClockGuard:
         if len(offsets) >= 2:
             ahead_ms = round(-median([0, *offsets]))
             if abs(ahead_ms) > self._limit_ms:
-                self.barred = f"clock is {ahead_ms} ms from the median of {len(offsets) + 1}; at most {self._limit_ms}"
+                of = len(offsets) + 1
+                self.barred = f"clock is {ahead_ms} ms from the median of {of}; at most {self._limit_ms} ms may be"
             else:
                 self.barred = None
         elif offsets and abs(offsets[0]) <= self._limit_ms:

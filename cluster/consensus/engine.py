@@ -1,15 +1,19 @@
 """The one interface that the rest of Tiebreak has to consensus: a log of batches, and who leads it.
 
-Three things stand behind it: PySyncObj hardened (what runs), the stock library and the simulator
-(what tests compare with).
+Behind it stand PySyncObj hardened (`hardened.py`, what runs), the library as published (`bench/stock_member.py`) and
+what tests put in its place. The simulator runs whole clusters without sockets: below this interface it puts its own
+network, disk and clock around `raft.py` and `journal.py`, or around the library (`chaos/sim/engines.py`).
 """
 
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
 from msgspec import Struct
 
+from cluster.consensus.messages import SnapshotOffer
+from cluster.consensus.snapshots import SnapshotHome
 from cluster.membership import Change, Configuration
 from cluster.topology import Standing
 
@@ -100,6 +104,7 @@ class EngineStatus(Struct, frozen=True):
 
     joined: False on a new disk, until this member has caught up: it counts for nothing yet.
     refusal: why a leader takes no proposals, or a witness's log is at its limit; empty when all is well.
+    barred: why this member may not lead, because of its clock; empty when it may.
     """
 
     member: str
@@ -117,6 +122,7 @@ class EngineStatus(Struct, frozen=True):
     joined: bool = True
     refusal: str = ""
     standing: Standing = Standing.voter
+    barred: str = ""
 
 
 class Engine(Protocol):
@@ -127,12 +133,14 @@ class Engine(Protocol):
     on_role(): role, leader or quorum changed.
     on_message(member, kind, body): an application message from another member.
     on_configuration(): the members changed, or a change of them was committed.
+    snapshots: where snapshots come from and go to; set before `start`. Without it none is sent or taken.
     """
 
     on_committed: Callable[[int, bytes], None]
     on_role: Callable[[], None]
     on_message: Callable[[str, str, bytes], None]
     on_configuration: Callable[[], None]
+    snapshots: SnapshotHome | None
 
     async def start(self, *, applied_index: int) -> None:
         """Open the journal and the links; the first entry delivered is applied_index + 1."""
@@ -170,6 +178,10 @@ class Engine(Protocol):
 
     def group(self) -> GroupStatus: ...
 
+    def needs_snapshot(self, offer: SnapshotOffer) -> bool:
+        """This member's log does not lead to the snapshot's index. Also after `stop`."""
+        ...
+
     def set_stored_index(self, index: int) -> None:
         """Tell what the store holds durably: the log may be trimmed up to the least of all full replicas'."""
         ...
@@ -179,3 +191,8 @@ class Engine(Protocol):
         ...
 
     def status(self) -> EngineStatus: ...
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What was refused, and other rare things, since the start. For metrics."""
+        ...

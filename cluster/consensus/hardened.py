@@ -54,7 +54,7 @@ from cluster.consensus.settings import (
 from cluster.consensus.snapshots import SnapshotHome, SnapshotReceiver, SnapshotSender
 from cluster.consensus.storage import LmdbStorage, ThreadCommitter
 from cluster.consensus.transport import Links, wall_us
-from cluster.membership import Change, Demote, InvalidChange, Remove, changed, first_configuration
+from cluster.membership import Change, Demote, InvalidChange, Promote, Remove, changed, first_configuration
 from cluster.topology import MemberRole, Standing, check
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,6 @@ class HardenedEngine:
     Any error in apply, in raft's invariants or in the journal calls stop_process(exit_code, reason), which
     must not return in production. A witness takes the same calls but refuses propose and read_index.
     clock_us: the wall clock, in microseconds, for the clock guard only.
-    snapshots: where snapshots come from and go to; set before `start`. Without it none is sent or taken.
     """
 
     def __init__(
@@ -237,7 +236,6 @@ class HardenedEngine:
         return "" if self.needs_snapshot(offer) else "not needed"
 
     def needs_snapshot(self, offer: SnapshotOffer) -> bool:
-        """This member's log does not lead to the snapshot's index. Also after `stop`."""
         journal, index = self._journal, offer.index
         if index <= max(self._raft.commit_index, self._raft.applied_index):
             return False
@@ -482,6 +480,7 @@ class HardenedEngine:
             joined=raft.joined,
             refusal=self._refusal(),
             standing=self._standing(),
+            barred=self._guard.barred or "",
         )
 
     def _standing(self) -> Standing:
@@ -499,7 +498,6 @@ class HardenedEngine:
 
     @property
     def counters(self) -> Counter[str]:
-        """What was refused, and other rare things, since the start. For metrics."""
         counters = self._links.counters + self._raft.counters
         for part in (self._snapshot_in, self._snapshot_out):
             if part is not None:
@@ -649,7 +647,8 @@ class HardenedEngine:
 
     def _log_change(self, change: Change) -> int:
         raft = self._raft
-        if not raft.is_leader or raft.caretaker or raft.transferring or not self._running or self._dead:
+        caretaker = raft.caretaker and not isinstance(change, Promote)
+        if not raft.is_leader or caretaker or raft.transferring or not self._running or self._dead:
             raise NotLeader(f"{self.member.name} changes no members; {raft.leader or 'nobody'} leads")
         if not raft.has_quorum:
             raise NoQuorum(f"{self.member.name} reaches no majority")

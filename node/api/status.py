@@ -124,6 +124,7 @@ def member_view(node: Node) -> wire.MemberView:
         ],
         rejoining=not engine.joined,
         refusal=engine.refusal,
+        barred=engine.barred,
         standing=engine.standing.value,
         apis={
             one.name: f"{one.api_host}:{one.api_port}"

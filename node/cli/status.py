@@ -141,6 +141,8 @@ def _problem(view: MemberView, lag: int, leader: str, *, answers: bool) -> str:
         return "no leader"
     if not view.ready or not answers:
         return "not ready"
+    if view.barred:
+        return "wrong clock"
     if lag > LAG_MAX:
         return "lagging"
     return ""

@@ -346,6 +346,8 @@ def test_a_member_with_a_wrong_clock_does_not_lead_and_says_so(
             offsets = {peer.name: peer.clock_offset_ms for peer in cluster.engines["a1"].status().peers}
             assert abs((offsets["b1"] or 0) - 3_600_000) < 100
             assert abs(offsets["t1"] or 0) < 100
+            assert cluster.engines["b1"].status().barred.startswith("clock is 3600000 ms from the median of 3")
+            assert cluster.engines["a1"].status().barred == ""
             await cluster.stop("a1")
             await asyncio.sleep(1.5)
             assert cluster.leader_or_none() is None

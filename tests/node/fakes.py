@@ -3,6 +3,7 @@
 import asyncio
 import random
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from cluster.certificates import TlsFiles
 from cluster.consensus.engine import ChangeRefused, ConsensusError, EngineStatus, GroupStatus, PeerStatus, Role
+from cluster.consensus.messages import SnapshotOffer
+from cluster.consensus.snapshots import SnapshotHome
 from cluster.membership import Change, Configuration, InvalidChange, changed
 from cluster.topology import Member, MemberRole, Topology
 from node.app import App
@@ -39,6 +42,8 @@ class SoloEngine:
         self.on_role: Callable[[], None] = lambda: None
         self.on_message: Callable[[str, str, bytes], None] = lambda member, kind, body: None
         self.on_configuration: Callable[[], None] = lambda: None
+        self.snapshots: SnapshotHome | None = None
+        self.counters: Counter[str] = Counter()
         self.member = member
         self.others = others
         self.role = Role.leader
@@ -114,6 +119,9 @@ class SoloEngine:
             self.configuration, self.configuration_index = after, self.index
             self.on_configuration()
         return self.group()
+
+    def needs_snapshot(self, offer: SnapshotOffer) -> bool:
+        return False
 
     def set_stored_index(self, index: int) -> None:
         self.stored_index = index

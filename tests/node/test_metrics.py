@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from cluster.consensus.engine import EngineStatus, PeerStatus, Role
 from node.metrics import Metrics
 from tests.node.solo import Solo, list_market, order, run
@@ -30,6 +32,18 @@ def test_indexes_role_and_lags_follow_the_engine() -> None:
     assert value(metrics, "tiebreak_peer_lag_entries", peer="dc-b") is None
     assert (value(metrics, "tiebreak_raft_state", state="leader"), value(metrics, "tiebreak_raft_term")) == (0, 8)
     assert 'tiebreak_member_info{member="dc-a",role="replica"} 1.0' in page
+
+
+def test_what_keeps_a_member_from_writing_or_leading_is_a_gauge() -> None:
+    metrics = Metrics("dc-a", "replica")
+    well = EngineStatus("dc-a", Role.follower, "dc-b", 8, True, 1, 100, 99, 98, 95, 60, [])
+    for status, no_room, barred in (
+        (well, 0, 0),
+        (replace(well, refusal="the log is full"), 1, 0),
+        (replace(well, barred="clock is 700 ms from the median of 3"), 0, 1),
+    ):
+        metrics.render(status)
+        assert (value(metrics, "tiebreak_log_no_room"), value(metrics, "tiebreak_barred")) == (no_room, barred)
 
 
 def test_queues_are_read_when_asked_for() -> None:

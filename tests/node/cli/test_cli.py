@@ -13,7 +13,9 @@ import pytest
 from typer.main import get_command as to_command
 
 from cluster.folder import ClusterFolder
+from cluster.topology import LAN, WAN, Timing
 from node.cli import main as cli_main
+from node.config import read_config
 from tests.cluster.fake_node import TOKEN, free_port
 from tests.node.cli.support import fake_node, tiebreak
 
@@ -92,7 +94,7 @@ def test_an_unknown_command_is_wrong_usage(capfd: Capture) -> None:
 # line, exit code, what the error says
 MISTAKES = [
     ("book AAPL --url 127.0.0.1:1", 1, "http://host:port"),
-    ("book AAPL --url http://no-such-host.invalid:1 --timeout-ms 50", 4, "can't connect to no-such-host.invalid"),
+    ("book AAPL --url http://no-such-host.invalid:1 --timeout-ms 500", 4, "can't connect to no-such-host.invalid"),
     ("cluster init /proc/nothing/here", 1, "No such file or directory"),
     ("cluster init --shape 3+3", 2, "1+1+1"),
     ("up nobody", 1, "there are dc-a, dc-b, tiebreaker"),
@@ -129,6 +131,13 @@ def test_init_refuses_to_overwrite(folder: Path, capfd: Capture) -> None:
 def test_init_as_json(tmp_path: Path, capfd: Capture) -> None:
     ran = tiebreak(capfd, "cluster", "init", str(tmp_path / "five"), "--shape", "2+2+1", "--json")
     assert len(json.loads(ran.out)["topology"]["members"]) == 5
+
+
+@pytest.mark.parametrize(("given", "timing"), [("", LAN), ("--timing lan", LAN), ("--timing wan", WAN)])
+def test_init_takes_the_network_between_sites(tmp_path: Path, capfd: Capture, given: str, timing: Timing) -> None:
+    assert tiebreak(capfd, "cluster", "init", str(tmp_path / "made"), *given.split()).code == 0
+    # As a member reads it at its start, with all that the two files of settings ask of each other.
+    assert read_config(tmp_path / "made" / "members" / "dc-a.toml").topology.timing == timing
 
 
 def test_without_a_cluster_the_error_says_what_to_do(tmp_path: Path, capfd: Capture) -> None:

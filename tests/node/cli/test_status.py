@@ -53,6 +53,7 @@ ROWS = [
     ([A, replace(B, writes_stopped=True), T], SAME, False, "writes stopped"),
     ([A, replace(B, rejoining=True), T], SAME, False, "rejoining"),
     ([A, replace(B, refusal="the log is at its limit"), T], SAME, False, "no room"),
+    ([A, replace(B, barred="clock is 700 ms from the median of 3"), T], SAME, False, "wrong clock"),
     ([replace(A, state="follower"), B, T], SAME, False, "no leader"),
     # A leader of an older term that does not know it yet is not the leader.
     ([replace(A, term=2), replace(B, state="leader"), T], SAME, True, "ok"),
