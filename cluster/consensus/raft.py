@@ -191,6 +191,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._votes: set[tuple[int, str]] = set()
         self._transfer_election = False
         self._campaign_at_once = False
+        self._hurried_at = NEVER
         self._handed_over = NEVER
         self._no_change_because = ""
         timing = settings.timing
@@ -1116,9 +1117,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if newer and not alive and not self.is_leader and self.joined and self.votes:
             # Nobody can win before this member has led: a witness need not wait out its longer timeout.
             self._campaign_at_once = True
-            self._SyncObj__raftElectionDeadline = 0
-            self._pre_vote_again = NEVER
-            self.owner.wake()
+            now = monotonic()
+            if now - self._hurried_at > self.settings.timing.election_ms_max / 1000:
+                # Once: two whose logs are alike would hurry together and split the votes, for ever.
+                self._hurried_at = now
+                self._SyncObj__raftElectionDeadline = 0
+                self._pre_vote_again = NEVER
+                self.owner.wake()
 
     def _on_pre_vote_reply(self, member: str, message: PreVoteReply) -> None:
         if message.granted and message.term == self._pre_vote_term and member in self.voters:
