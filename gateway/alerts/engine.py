@@ -179,14 +179,15 @@ class Engine:
     # -- what happens --------------------------------------------------------------------------
 
     def tick(self, symbol: str, price_e9: int, time_us: int, now_us: int) -> list[Firing]:
-        """A price of the symbol, as of time_us. Stale ones, ones that go back in time and no prices are passed over."""
+        """A price of the symbol, as of time_us. Stale ones and no prices are passed over. Venues' trades come a little
+        out of order: one that is a moment older than the last is as fresh, and counts as now for a move."""
         book = self._books.get(symbol)
         if book is None:
             return []
-        if price_e9 <= 0 or time_us < book.last_us or abs(now_us - time_us) > self._stale_us:
+        if price_e9 <= 0 or abs(now_us - time_us) > self._stale_us:
             self.counters["ticks_passed_over"] += 1
             return []
-        book.last_us = time_us
+        book.last_us = max(book.last_us, time_us)
         found: list[Firing] = []
         # Spelled out: this is what nearly every tick of every symbol costs.
         above, below = book.above, book.below
@@ -195,7 +196,7 @@ class Engine:
         if not below.highest_resting < -price_e9 < below.lowest_armed:
             self._passed(below, -price_e9, price_e9, time_us, now_us, found)
         if book.windows:
-            for ladder, value in book.moved(price_e9, time_us):
+            for ladder, value in book.moved(price_e9, book.last_us):
                 self._passed(ladder, value, price_e9, time_us, now_us, found)
         return found
 

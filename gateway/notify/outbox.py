@@ -1,6 +1,7 @@
 """What is still to be delivered, and what could not be: rows of the gateway's store, there before anyone is told."""
 
 from collections.abc import Iterable
+from hashlib import blake2b
 
 import msgspec
 from msgspec import Struct
@@ -43,7 +44,7 @@ class Item(Struct, frozen=True):
 
 
 class DeadLetter(Struct, frozen=True):
-    """letter_id: to name it when it is sent again or thrown away."""
+    """letter_id: 32 characters, to name it when it is sent again or thrown away."""
 
     letter_id: str
     item: Item
@@ -92,7 +93,8 @@ def bury(writing: Writing, item: Item, now_us: int) -> None:
     writing.delete_row(OUTBOX, item.key)
     if writing.count(DEAD) >= DEAD_MAX:
         writing.delete_first(DEAD)
-    writing.put_row(DEAD, now_us.to_bytes(8, "big") + item.key, msgspec.msgpack.encode((now_us, item)))
+    name = blake2b(item.key, digest_size=8).digest()
+    writing.put_row(DEAD, now_us.to_bytes(8, "big") + name, msgspec.msgpack.encode((now_us, item)))
 
 
 def load(store: Store) -> list[Item]:

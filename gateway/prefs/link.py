@@ -106,6 +106,8 @@ class Link:
         return message
 
     def _send(self, message: Message) -> None:
+        if self._writer.is_closing():
+            return  # reading ends as well, and with it the link
         frame = encode(message)
         self._writer.write(len(frame).to_bytes(HEADER_BYTES, "big") + frame)
 

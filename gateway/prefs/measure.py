@@ -84,7 +84,7 @@ class Gap:
         self._open.add(writer)
         try:
             while data := await reader.read(1 << 16):
-                if not self.cut:
+                if not self.cut and not writer.is_closing():
                     writer.write(data)
         except OSError:
             pass

@@ -52,14 +52,18 @@ class Prefs:
         self._store = store
         self._keyring = keyring
         self._known: dict[str, Preferences] = {}
+        self._hidden: dict[str, bool] = {}
         store.on_change(self._changed)
 
     def _changed(self, change: Change) -> None:
         self._known.pop(change.user, None)
+        self._hidden.pop(change.user, None)
 
     def preferences(self, user: str) -> Preferences:
         """With contacts and secrets in plain: `fields.shown` is what the user may see. The last KNOWN_MAX are in
         memory: an order's every fill asks."""
+        if self._store.digests.get(user) is None:  # most accounts never wrote anything
+            return fields.DEFAULTS
         known = self._known.get(user)
         if known is None:
             known = fields.read(user, self._store.document(user), self._keyring)
@@ -69,7 +73,13 @@ class Prefs:
         return known
 
     def hidden_from_leaderboard(self, user: str) -> bool:
-        return self.preferences(user).leaderboard_hidden
+        """Kept in memory for each user who wrote anything: a leaderboard asks for all of them every few seconds."""
+        if self._store.digests.get(user) is None:
+            return False
+        hidden = self._hidden.get(user)
+        if hidden is None:
+            hidden = self._hidden[user] = self.preferences(user).leaderboard_hidden
+        return hidden
 
     async def change(self, user: str, changes: Mapping[str, object]) -> Preferences:
         """Set the named preferences, unset those that are None, leave the rest. Raises InvalidPreference."""

@@ -29,6 +29,8 @@ PUSH_BYTES = 256 * 1024
 PUSH_DOCUMENTS = 1_000
 WINDOW = 4
 """Frames of documents that may be under way."""
+PUSH_AHEAD = 500
+"""Users that must wait before a second frame leaves."""
 LISTED_MAX = 8_000
 WANTED_MAX = 8_000
 LISTINGS_AT_ONCE = 16
@@ -253,14 +255,20 @@ class Exchange:
             self.compared += 1
             found.append(Digest(self._source.digests.sums()))
         found += [self._list(bucket) for bucket in list(self._listings)[:LISTINGS_AT_ONCE]]
-        while self._push and len(self._under_way) < WINDOW:
+        while self._may_push():
             found.append(self._documents())
         return found
+
+    def _may_push(self) -> bool:
+        """Each frame costs the other side a sync, so a small one waits while another is under way."""
+        if not self._under_way:
+            return bool(self._push)
+        return len(self._push) >= PUSH_AHEAD and len(self._under_way) < WINDOW
 
     @property
     def busy(self) -> bool:
         """There is more to send at once than what one pump gave."""
-        return bool(self._listings or self._replies or (self._push and len(self._under_way) < WINDOW))
+        return bool(self._listings or self._replies or self._may_push())
 
     @property
     def waiting(self) -> int:

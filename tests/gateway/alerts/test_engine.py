@@ -118,10 +118,19 @@ def test_a_stale_price_never_fires() -> None:
     assert len(engine.tick("AAPL", 300, NOW - stale_us, NOW)) == 1
 
 
-def test_time_that_goes_back_and_no_prices_are_passed_over() -> None:
+def test_trades_of_two_venues_come_a_little_out_of_order() -> None:
     engine = Site(above(200)).engine
     assert engine.tick("AAPL", 100, NOW, NOW) == []
-    assert engine.tick("AAPL", 300, NOW - 1, NOW) == []
+    assert len(engine.tick("AAPL", 300, NOW - 1_000, NOW)) == 1
+    moving = Site(moves(200, window_s=60)).engine
+    second = NOW // S * S
+    for price, at_us, now_us in ((10_100, second + S, second + S), (10_050, second + S - 1, second + S)):
+        assert moving.tick("AAPL", price, at_us, now_us) == []
+    assert len(moving.tick("AAPL", 10_252, second + 61 * S, second + 61 * S)) == 1
+
+
+def test_no_prices_are_passed_over() -> None:
+    engine = Site(above(200)).engine
     assert engine.tick("AAPL", 0, NOW, NOW) == []
     assert engine.tick("AAPL", -300, NOW, NOW) == []
     assert engine.tick("MSFT", 300, NOW, NOW) == []

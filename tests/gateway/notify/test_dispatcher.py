@@ -211,6 +211,7 @@ async def test_a_dead_letter_is_read_sent_again_or_thrown_away(tmp_path: Path) -
         assert len(desk.dispatcher.dead_letters(limit=2)) == 2
 
         ids = [letter.letter_id for letter in found]
+        assert {len(letter_id) for letter_id in ids} == {32}
         assert await desk.dispatcher.forget([ids[1], ids[1], "junk", "00"]) == 1
         assert await desk.dispatcher.redrive([ids[0], ids[0], "junk", "00"]) == 1
         await desk.settled(lambda: desk.waiting() == [])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.prefs import fields
 from gateway.prefs.alert import Condition, Terms
 from gateway.prefs.crdt import DOCUMENT_BYTES_MAX, EMPTY, Document, encode, with_fields
 from gateway.prefs.digests import BUCKETS, HASH_BYTES, Digests, hash_of
@@ -189,6 +190,17 @@ async def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"something else" * 1_000)
     with pytest.raises(StoreRefused):
         opened(tmp_path)
+
+
+async def test_what_is_kept_in_memory_follows_what_is_written(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    prefs = Prefs(store, RING)
+    for hidden in (True, False, None, True):
+        assert prefs.preferences("ann") == fields.read("ann", store.document("ann"), RING)
+        await prefs.change("ann", {"leaderboard_hidden": hidden})
+        assert prefs.hidden_from_leaderboard("ann") == prefs.preferences("ann").leaderboard_hidden == bool(hidden)
+    assert not prefs.hidden_from_leaderboard("bob")
+    await store.close()
 
 
 async def test_keys_are_changed_without_a_write_by_anyone(tmp_path: Path) -> None:

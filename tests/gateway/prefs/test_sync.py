@@ -211,6 +211,19 @@ def test_no_more_than_the_window_is_under_way() -> None:
     assert pair.a.exchange.busy
 
 
+def test_what_comes_while_a_frame_is_under_way_shares_the_next() -> None:
+    pair = Pair()
+    pair.connect()
+    pair.settle()
+    pair.sent.clear()
+    for n in range(100):
+        pair.a.write(f"user-{n}", b"1")
+        pair.turn()
+    pair.settle()
+    assert pair.equal()
+    assert pair.count(Documents) == 2
+
+
 def test_a_bucket_of_many_users_is_listed_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.prefs.sync.LISTED_MAX", 3)
     pair = Pair()
