@@ -159,7 +159,7 @@ class Serving:
 class Loading:
     """The load processes."""
 
-    def __init__(self, serving: Serving, *, sockets: int, loads: int, symbols: int, json: bool) -> None:
+    def __init__(self, serving: Serving, *, sockets: int, loads: int, symbols: int, json: bool, rate: str) -> None:
         self._processes: list[asyncio.subprocess.Process] = []
         self._options = [
             LoadOptions(
@@ -171,6 +171,7 @@ class Loading:
                 token=serving.token,
                 seed=number + 1,
                 json=json,
+                rate=rate,
             )
             for number in range(loads)
         ]
@@ -234,6 +235,7 @@ def fanout(
             catalogue=500,
             per_s=10,
             hosts=HOSTS[:2],
+            rate="live",
         )
     )
     per_s = made.total("updates") / seconds
@@ -271,7 +273,18 @@ def many_sockets(
     began_s = time.monotonic()
     workers = workers or -(-sockets // (SOCKETS_PER_PROCESS_MAX - 1_000))
     made = uvloop.run(
-        _run(folder / "gateway-sockets", sockets, symbols, workers, seconds, False, catalogue=500, per_s=1, hosts=HOSTS)
+        _run(
+            folder / "gateway-sockets",
+            sockets,
+            symbols,
+            workers,
+            seconds,
+            False,
+            catalogue=500,
+            per_s=1,
+            hosts=HOSTS,
+            rate="1s",
+        )
     )
     frames = made.total("frames")
     return Report(
@@ -292,7 +305,9 @@ def many_sockets(
         settings={"sockets": sockets, "symbols": symbols, "workers": workers, "seconds": seconds},
         host=host.describe(folder),
         seconds=time.monotonic() - began_s,
-        notes=["each symbol changes once a second; the load generator shares the cores"],
+        notes=[
+            "symbols change once a second, clients want them once a second; the load generator shares the cores"
+        ],
     )
 
 
@@ -339,12 +354,13 @@ async def _run(
     catalogue: int,
     per_s: int,
     hosts: Sequence[str],
+    rate: str,
 ) -> _Made:
     serving = Serving(folder, workers=workers, catalogue=catalogue, per_s=per_s, hosts=hosts)
     loads = max(1, min(2, sockets // 1_000), -(-sockets // SOCKETS_PER_PROCESS_MAX))
     async with serving.running():
         before = serving.usage()
-        loading = Loading(serving, sockets=sockets, loads=loads, symbols=symbols, json=json)
+        loading = Loading(serving, sockets=sockets, loads=loads, symbols=symbols, json=json, rate=rate)
         try:
             loaded = await loading.connect(timeout_s=30.0 + sockets / 500)
             begin_s = time.time() + WARM_UP_S

@@ -38,7 +38,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     token: str
     seed: int
     json: bool = False
-    trades: bool = False
+    rate: str = "live"
 
 
 class Loaded(Struct, frozen=True):
@@ -124,7 +124,7 @@ class Loader:
 
     def _subscribe(self, descriptor: int) -> None:
         names = [f"S{number}" for number in self.chance.sample(range(self.options.catalogue), self.options.symbols)]
-        body = {"action": "subscribe", "channel": "nbbo", "symbols": names}
+        body = {"action": "subscribe", "channel": "nbbo", "symbols": names, "rate": self.options.rate}
         payload = msgspec.json.encode(body) if self.options.json else msgspec.msgpack.encode(body)
         size, opcode = len(payload), 0x81 if self.options.json else 0x82
         head = bytes((opcode, 0x80 | size)) if size < 126 else struct.pack(">BBH", opcode, 0x80 | 126, size)

@@ -181,6 +181,11 @@ class HttpProtocol(web.RequestHandler):
 class Connection(asyncio.Protocol):
     """One accepted connection: aiohttp's protocol behind a counter and four time limits."""
 
+    __slots__ = (
+        "_busy_since_s", "_first_byte_at_s", "_guard", "_handed_over", "_idle_since_s", "_inner", "_transport",
+        "address", "is_stream",
+    )  # fmt: skip
+
     def __init__(self, guard: ConnectionGuard, inner: asyncio.Protocol) -> None:
         self.address = ""
         self.is_stream = False

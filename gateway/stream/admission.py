@@ -23,6 +23,8 @@ class StreamLimits(Struct, frozen=True, kw_only=True):
     pending_max: int = 16
     """Subscriptions that a worker has asked the core for and not heard of yet, per connection."""
     authenticate_s: float = 10.0
+    heartbeat_s: float = 5.0
+    """A stream that was sent nothing for so long gets a heartbeat: a send costs the same with nothing in it."""
     ping_s: float = 30.0
     silent_s: float = 75.0
     """Without any sign of life, pongs included: half-open."""

@@ -307,7 +307,7 @@ class Connection(Outlet, asyncio.Protocol):
         self.position_seq = self._server.hub.seq
         self.say(Gap(channels=channels, position=self.position, message="updates are missing: take snapshots"))
 
-    def tick(self, now_s: float, heartbeat: Callable[[int], bytes], *, pause_s: float) -> None:
+    def tick(self, now_s: float, heartbeat: Callable[[int], bytes]) -> None:
         """Once a second: heartbeat, pings, readers that are stuck or gone, tokens that ran out."""
         if self.is_ended:
             return
@@ -326,7 +326,11 @@ class Connection(Outlet, asyncio.Protocol):
             if now_s - self._heard_s > limits.ping_s and now_s - self._pinged_s > limits.ping_s:
                 self._pinged_s = now_s
                 self.control(b"", PING)
-            if now_s - self.sent_at_s >= pause_s and not self.queue and not self.transport.get_write_buffer_size():
+            if (
+                now_s - self.sent_at_s >= limits.heartbeat_s
+                and not self.queue
+                and not self.transport.get_write_buffer_size()
+            ):
                 self.sent_at_s, self.position_seq = now_s, self._server.hub.seq
                 self.send(heartbeat(self.formats))
 

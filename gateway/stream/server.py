@@ -34,7 +34,6 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.stre
 
 JSON_PROTOCOL = "tiebreak.json"
 MSGPACK_PROTOCOL = "tiebreak.msgpack"
-HEARTBEAT_S = 1.0
 SWEEP_SLICE = 500
 """So many connections are looked at in one turn of the loop."""
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
@@ -207,7 +206,7 @@ class StreamServer:
             self._tell()
             self._heartbeats = {}
             for number, connection in enumerate(list(self.connections), 1):
-                connection.tick(began_s, self._heartbeat, pause_s=HEARTBEAT_S)
+                connection.tick(began_s, self._heartbeat)
                 if number % SWEEP_SLICE == 0:
                     self._heartbeats = {}
                     await asyncio.sleep(0)

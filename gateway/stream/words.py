@@ -73,7 +73,7 @@ class Unsubscribed(Struct, frozen=True, omit_defaults=True, kw_only=True, tag="u
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True, tag="heartbeat", tag_field="stream"):
-    """When nothing else was sent for a second. position: everything subscribed up to here was sent.
+    """When nothing else was sent for some seconds. position: everything subscribed up to here was sent.
 
     age_ms: since the source of it all was last heard.
     """

@@ -146,8 +146,8 @@ async def test_a_round_begins_at_once_and_the_next_a_tick_later() -> None:
             await asyncio.sleep(0.002)
             if len(reader.heads) > before:
                 times.append(loop.time() - began_s)
-        assert times[0] < 0.05
-        assert 4 <= len(times) <= 9, times
+        assert times[0] < 0.1, "before a tick is over"
+        assert 2 <= len(times) <= times[-1] / 0.1 + 2, times
     finally:
         await end(running)
 
@@ -162,6 +162,17 @@ async def test_a_frame_says_how_far_it_brings_its_reader() -> None:
     await hub.flush()
     assert reader.lasting == [(1, b"1"), (2, b"2"), (3, b"3")]
     assert reader.heads == [3]
+
+
+async def test_what_is_no_longer_subscribed_comes_no_more() -> None:
+    hub, reader = Hub(1), Taking(has_room=False)
+    for slow in (False, True):
+        topic = hub.subscribe(reader, ("nbbo", "A"), formats=JSON, slow=slow)
+        hub.publish(topic, value(1))
+        await hub.flush()
+        assert reader.dirty or reader.slow
+        hub.unsubscribe(reader, ("nbbo", "A"))
+        assert not reader.dirty and not reader.slow
 
 
 async def test_a_topic_that_nobody_reads_is_forgotten() -> None:

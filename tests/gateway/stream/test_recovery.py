@@ -8,6 +8,7 @@ import pytest
 from gateway.events import Position
 from gateway.fanout.ring import Place, Ring, Rings, parse_after
 from gateway.fanout.topics import CHANNELS
+from gateway.stream.admission import StreamLimits
 from tests.gateway.stream.serving import Serving, update
 
 
@@ -47,7 +48,7 @@ async def test_who_comes_back_misses_nothing_and_gets_nothing_twice() -> None:
 
 
 async def test_a_heartbeat_moves_the_place_on() -> None:
-    async with Serving().running() as serving:
+    async with Serving(limits=StreamLimits(heartbeat_s=0.5)).running() as serving:
         client = await serving.client()
         await client.subscribe("trades", "AAPL")
         for number in range(5):

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from gateway.fanout.fragment import JSON
+from gateway.fanout.hub import Hub, Round
 from gateway.stream import outlet
 from gateway.stream.admission import StreamLimits
 from tests.gateway.feeding import until
@@ -89,6 +91,64 @@ async def test_a_full_queue_cuts_with_a_place_from_which_nothing_is_missing(monk
         while len(got) < sent:
             got += [int(one["value"].split()[0]) for one in await again.updates()]
         assert got == list(range(sent)), "each of them once"
+
+
+async def test_a_recovery_in_parts_can_be_left_midway() -> None:
+    """Who comes back for more than a frame may hold, and is gone again in the middle, goes on from there."""
+    async with Serving().running() as serving:
+        for number in range(60):
+            serving.append("trades", "AAPL", f"{number} {BULK}")
+        got: list[int] = []
+        place, frames = f"{serving.rings.epoch}.0", 0
+        while len(got) < 60:
+            client = await serving.client()
+            assert (await client.subscribe("trades", "AAPL", after=place))["recovered"]
+            data = await client.until("data")
+            frames += 1
+            got += [int(one["value"].split()[0]) for one in data["updates"]]
+            place = f"{serving.rings.epoch}.{data['seq']}"
+            client.close()
+        assert got == list(range(60)) and frames > 3
+
+
+class Pipe(asyncio.Transport):
+    """As full as the test says. Keeps what was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsent, self.written = 0, b""
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+
+class Bare(outlet.Outlet):
+    def full(self) -> None:
+        raise AssertionError("it is not full")
+
+
+@pytest.mark.parametrize("first", ["diff", "full"])
+def test_a_diff_that_waits_while_there_is_no_room_is_a_broken_book(first: str) -> None:
+    hub, pipe, now = Hub(1), Pipe(), Round()
+    reader = Bare(pipe, JSON)
+    book = hub.subscribe(reader, ("book", "AAPL@x"), formats=JSON)
+    now.begin(1, 1.0, 0)
+    pipe.unsent = 1 << 20
+    if first == "full":
+        hub.publish(hub.subscribe(reader, ("nbbo", "AAPL"), formats=JSON), update("nbbo", "AAPL", 0))
+        hub._mark()
+        assert not reader.write(now) and reader.full_since_s
+    hub.diff(("book", "AAPL@x"), update("book", "AAPL@x", "lost"))
+    assert not reader.write(now) and list(reader.broken) == [book]
+    hub.diff(("book", "AAPL@x"), update("book", "AAPL@x", "useless"))
+    pipe.unsent = 0
+    assert reader.write(now)
+    assert b"broken" in pipe.written and b"lost" not in pipe.written and b"useless" not in pipe.written
+    hub.diff(("book", "AAPL@x"), update("book", "AAPL@x", "next"))
+    assert reader.write(now) == 1 and b"next" in pipe.written
 
 
 async def test_a_reader_that_takes_nothing_is_cut_in_time() -> None:

@@ -168,7 +168,7 @@ async def test_a_worker_without_its_core_serves_what_it_has_and_says_how_old_it_
     hub = Hub(0)
     core = Cored(tmp_path)
     link = CoreLink(hub, tmp_path / "core.sock")
-    serving = Serving(source=link, hub=hub)
+    serving = Serving(source=link, hub=hub, limits=StreamLimits(heartbeat_s=0.5))
     link.on_lost_past = serving.server.lost_past
     running = asyncio.create_task(link.run())
     try:
