@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import structlog
-from msgspec import Struct
 
 from gateway.feeds.ticks import Quote, Status, Tick, Trade
 from gateway.market.tickblocks import (
@@ -29,26 +28,13 @@ from gateway.market.tickblocks import (
     next_whole,
 )
 from gateway.market.tickcursors import cursors
+from gateway.market.tickseals import Seal, TickLogError, read_seal
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.ticklog")
 
+__all__ = ["TickLog", "TickLogError", "prune", "seal", "unsealed_days"]
+
 FREE_BYTES_MIN = 1 << 30
-
-
-class TickLogError(Exception):
-    """The folder can't be used as a tick log; the text says why."""
-
-
-class Seal(Struct, frozen=True):
-    """What a finished day holds. A day with a seal never changes again."""
-
-    day: str
-    first_seq: int
-    next_seq: int
-    ticks: int
-    file_bytes: int
-    sha256: str
-    damaged_bytes: int
 
 
 class TickLog:
@@ -161,6 +147,10 @@ class TickLog:
         seals = [read_seal(path) for path in sorted(self.folder.glob("*.seal.json"))]
         self.next_seq = max((seal.next_seq for seal in seals), default=0)
         days = day_files(self.folder)
+        for path in days.values():
+            # The newest may have no block yet; and a day that has no seal yet says itself where it ended.
+            if not (self.folder / f"{path.stem}.seal.json").exists() and path.stem != max(days):
+                self.next_seq = max(self.next_seq, end_seq(path))
         if days:
             self._roll(max(days))
         # Readers may have seen what a power cut then took: their numbers must not be used again.
@@ -189,6 +179,18 @@ class TickLog:
         self._offset = end
         if last is not None:
             self.next_seq = max(self.next_seq, last.next_seq)
+
+
+def end_seq(path: Path) -> int:
+    """The seq after the last good block of a day; 0 if there is none."""
+    end = seq = 0
+    with path.open("rb") as file:
+        while (block := next_whole(file.fileno(), end)) is not None:
+            # Headers are enough, as far as they are good.
+            for one in headers(file.fileno(), block.offset):
+                block = one
+            end, seq = block.end, block.next_seq
+    return seq
 
 
 def seal(folder: Path, day: str) -> Seal:
@@ -232,13 +234,6 @@ def prune(folder: Path, *, before_day: str) -> list[str]:
     for day in gone:
         (folder / f"{day}.ticks").unlink()
     return gone
-
-
-def read_seal(path: Path) -> Seal:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Seal)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise TickLogError(f"{path}: {error}") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from gateway.feeds.ticks import Tick
 from gateway.market.tickblocks import Block, day_files, headers, next_whole, read_header, read_payload
 from gateway.market.tickcursors import NAME, read_cursor, write_cursor
+from gateway.market.tickseals import read_seal
 
 
 class Batch(Struct, frozen=True):
@@ -102,7 +103,8 @@ class TickReader:
                 block = next_whole(file.fileno(), 0)
             if block is not None:
                 return block.first_seq
-        return 0
+        seals = [read_seal(path) for path in self.folder.glob("*.seal.json")]
+        return max((seal.next_seq for seal in seals), default=0)
 
     def _block(self) -> Block | None:
         """The block with `seq` in it, or the first after it."""

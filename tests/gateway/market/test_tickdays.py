@@ -7,7 +7,8 @@ import pytest
 
 from gateway.feeds.ticks import Quote
 from gateway.market.tickdays import finished_days, tidy
-from gateway.market.ticklog import TickLog, TickLogError
+from gateway.market.ticklog import TickLog
+from gateway.market.tickseals import TickLogError
 
 T0, DAY_US = 1_700_000_000_000_000, 86_400_000_000
 DAYS = ["2023-11-14", "2023-11-15", "2023-11-16"]

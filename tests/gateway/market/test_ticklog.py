@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from gateway.feeds.ticks import E9_MAX, BookDiff, BookSnapshot, Quote, Status, StatusKind, Tick, Trade
 from gateway.market.tickblocks import HEADER, TICKS_MAX
 from gateway.market.tickcursors import cursors, write_cursor
-from gateway.market.ticklog import TickLog, TickLogError, prune, read_seal, seal, unsealed_days
+from gateway.market.ticklog import TickLog, prune, seal, unsealed_days
 from gateway.market.tickreader import TickReader, replay_day
+from gateway.market.tickseals import TickLogError, read_seal
 
 T0 = 1_700_000_000_000_000
 DAY, DAY_US = "2023-11-14", 86_400_000_000
@@ -381,6 +382,31 @@ def test_numbers_go_on_when_every_day_is_pruned(tmp_path: Path) -> None:
     (tmp_path / "2023-11-15.ticks").unlink()
     log = TickLog(tmp_path)
     assert log.next_seq == 10
+    log.close()
+
+
+def test_numbers_go_on_when_the_newest_day_is_still_empty(tmp_path: Path) -> None:
+    """A process that dies just after midnight: the day before has no seal yet."""
+    log = TickLog(tmp_path)
+    log.append(ticks(0, 10), T0)
+    log.append([], T0 + DAY_US)
+    log.close()
+    log = TickLog(tmp_path)
+    assert log.next_seq == 10
+    log.close()
+
+
+def test_a_new_consumer_after_everything_was_pruned_has_lost_nothing(tmp_path: Path) -> None:
+    log = TickLog(tmp_path)
+    log.append(ticks(0, 10), T0)
+    log.append([], T0 + DAY_US)
+    log.flush()
+    seal(tmp_path, DAY)
+    prune(tmp_path, before_day="2024-01-01")
+    reader = TickReader(tmp_path, "one")
+    log.append(ticks(10, 5), T0 + DAY_US)
+    log.flush()
+    assert read_all(reader) == (list(range(10, 15)), 0)
     log.close()
 
 
