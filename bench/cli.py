@@ -19,10 +19,12 @@ from bench import (
     cases,
     cluster_cases,
     datasets,
+    fanout_case,
     fit,
     gateway_ingest,
     gateway_partition,
     gateway_projection,
+    gateway_quote,
     hardening_case,
     lobster,
     membership_case,
@@ -56,6 +58,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gateway-ingest": gateway_ingest.ingest,
     "gateway-projection": gateway_projection.projection,
     "gateway-partition": gateway_partition.partition,
+    "gateway-quote": gateway_quote.quote,
+    "gateway-fanout": fanout_case.fanout,
+    "gateway-sockets": fanout_case.many_sockets,
 }
 OPTIONS = {
     "engine": {"commands", "batch", "seed", "path"},
@@ -72,6 +77,9 @@ OPTIONS = {
     "gateway-ingest": {"seconds", "symbols", "seed"},
     "gateway-projection": {"seconds", "rate_per_s", "seed", "path"},
     "gateway-partition": {"runs", "cut_s", "rate_per_s", "seed"},
+    "gateway-quote": {"seconds", "rate_per_s", "seed"},
+    "gateway-fanout": {"seconds", "sockets", "workers"},
+    "gateway-sockets": {"seconds", "sockets", "workers"},
 }
 """Which options each of them has; the others are refused rather than ignored."""
 
@@ -111,6 +119,8 @@ def run_benchmarks(
     symbols: Annotated[
         list[int] | None, typer.Option(min=1, help="How many symbols; may be given more than once.")
     ] = None,
+    sockets: Annotated[int | None, typer.Option(min=1, help="How many sockets the gateway's streams have.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many processes serve them.")] = None,
     accounts: Annotated[int | None, typer.Option(min=1, help="Accounts in the store.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, max=4_096, help="Commands in a batch of the bare engine.")] = None,
     frame: Annotated[int | None, typer.Option(min=1, max=500, help="Commands in a WebSocket frame.")] = None,
@@ -143,6 +153,8 @@ def run_benchmarks(
         "runs": runs,
         "cut_s": cut_s,
         "symbols": tuple(symbols) if symbols else None,
+        "sockets": sockets,
+        "workers": workers,
         "accounts": accounts,
         "batch": batch,
         "frame": frame,
