@@ -16,6 +16,7 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+from bench.load import waited_s
 from bench.stats import Spread, spread
 from gateway.feeds.ticks import Tick
 from gateway.market.intake import MarketData
@@ -164,14 +165,6 @@ def on_an_own_core(steps: list[tuple[float, float, int]]) -> list[tuple[float, i
         ended = max(ended, due) + took
         lags.append(((ended - due) * 1e3, count))
     return lags
-
-
-def waited_s() -> float:
-    """How long this thread could have run and did not, since others had the core; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text("ascii").split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def at_most(batches: list[tuple[int, list[Tick]]], log_folder: Path | None) -> tuple[float, float, float]:

@@ -13,11 +13,13 @@ from bench.gateway_partition import Kept, Key, Value, lost
 from bench.gateway_projection import behind
 
 
-def run(folder: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, float]]:
+def run(folder: Path | None, *arguments: str) -> tuple[dict[str, Any], dict[str, float]]:
     """The report, and the values of its figures by name; of several with one name, the first."""
-    result = CliRunner().invoke(cli.app, ["run", *arguments, "--json", "--folder", str(folder)])
-    assert result.stdout, result.output
-    (report,) = json.loads(result.stdout)
+    place = ["--folder", str(folder)] if folder is not None else []
+    result = CliRunner().invoke(cli.app, ["run", *arguments, "--json", *place])
+    reports = json.loads(result.stdout)
+    assert len(reports) == 1, result.output
+    (report,) = reports
     return report, {figure["name"].strip(): figure["value"] for figure in reversed(report["figures"])}
 
 
@@ -59,6 +61,20 @@ def test_a_projection_is_measured_behind_a_cluster(tmp_path: Path) -> None:
     assert figures["from the feed's beginning, without a cache: events a second"] > 100
     assert figures["from the feed's beginning, with the cache: events a second"] > 100
     assert 0 < figures["a portfolio's view and its JSON, of CPU"] < 10_000
+
+
+def test_a_gateway_is_asked_at_the_normal_load_and_beyond() -> None:
+    # In the usual place: the path of the cache's unix socket must be short.
+    report, figures = run(None, "gateway-quote", "--seconds", "1", "--rate", "20")
+    by_name = [(figure["name"].strip(), figure["value"]) for figure in report["figures"]]
+    assert [value for name, value in by_name if name == "refused or failed"] == [0, 0]
+    assert [value for name, value in by_name if name == "not answered"] == [0, 0]
+    assert all(90 < value <= 100 for name, value in by_name if name == "cache hits")
+    assert figures["1 x the normal load: requests a second"] > 10
+    assert figures["3 x the normal load: requests a second"] > 30
+    assert figures["at most, 16 connections: requests a second"] > 20
+    assert 0 < figures["quote, p50"] <= figures["quote, p99"]
+    assert 0 < figures["portfolio, p50"] <= figures["portfolio, p99"]
 
 
 def test_an_answer_is_compared_with_the_message_that_reached_it() -> None:
