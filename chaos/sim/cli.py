@@ -274,7 +274,13 @@ def _write(line: str) -> None:
 def _only(plan: Plan, only: str | None) -> Plan:
     if only is None:
         return plan
-    numbers = [int(number) for number in only.split(",") if number]
+    try:
+        numbers = [int(number) for number in only.split(",") if number]
+    except ValueError:
+        raise typer.BadParameter(f"--only {only!r}: numbers of faults with commas between, such as 3,7") from None
+    beyond = [number for number in numbers if not 0 <= number < len(plan.faults)]
+    if beyond:
+        raise typer.BadParameter(f"--only {beyond[0]}: seed {plan.seed} has faults 0 to {len(plan.faults) - 1}")
     return plan.with_faults([plan.faults[number] for number in numbers])
 
 
