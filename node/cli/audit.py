@@ -17,6 +17,7 @@ from statemachine.inspection import Inspection, inspect_store
 from statemachine.store_files import DATA_FILE
 
 if TYPE_CHECKING:
+    from cluster.consensus.recovery import LeftBehind
     from node.replay import Replayed
 
 inspect = typer.Typer(add_completion=False)
@@ -44,7 +45,7 @@ def run_inspect(
     as_json: Json = False,
     where: Cluster = DEFAULT_CLUSTER,
 ) -> None:
-    """Audit what a stopped member has on disk: pages, segments, the ledger's chain, balances, holds, books.
+    """Audit what a stopped member has on disk: pages, segments, the ledger's chain, balances, holds, books, its log.
 
     With --replay its log is played again, in a temporary folder, and compared with its store and with the digests
     that all replicas reported: where two replicas disagree, that says who is wrong.
@@ -60,6 +61,7 @@ def run_inspect(
     path = _store(member, where)
     try:
         found = inspect_store(path)
+        left = _log(path, found)
         replayed = _replay(path, found, _store(base, where) if base else None) if replay and found.holds else None
     except CliError:
         raise
@@ -67,13 +69,28 @@ def run_inspect(
         # Whatever a damaged disk makes the audit raise is a finding about that disk.
         raise CliError(f"{path}: {error}") from error
     if as_json:
-        print_json({**msgspec.structs.asdict(found), "replay": replayed} if replay else found)
+        more = {"log": left, **({"replay": replayed} if replay else {})}
+        print_json({**msgspec.structs.asdict(found), **more})
     else:
         show(found)
+        show_log(left)
         if replayed is not None:
             show_replay(replayed)
     if not found.holds or (replayed is not None and not replayed.holds):
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _log(store: Path, found: Inspection) -> "LeftBehind | None":
+    """What the journal beside the store holds, every checksum verified; None where a store stands alone."""
+    from cluster.consensus.recovery import JournalRefused, inspect_journal  # noqa: PLC0415
+
+    folder = store.parent / "journal"
+    if not (folder / DATA_FILE).is_file():
+        return None
+    try:
+        return inspect_journal(folder, cluster_id=found.cluster_id, member=found.member)
+    except JournalRefused as error:
+        raise CliError(str(error)) from error
 
 
 def _replay(store: Path, found: Inspection, base: Path | None) -> "Replayed":
@@ -102,6 +119,14 @@ def _store(member: str, where: Path) -> Path:
         if (path / DATA_FILE).is_file():
             return path
     raise CliError(f"no store in {base}; has {member} run before?")
+
+
+def show_log(left: "LeftBehind | None") -> None:
+    if left is None:
+        out.print("no log beside the store")
+    else:
+        entries = f"{left.first_index} to {left.last_index}, committed to {left.commit_index} or beyond"
+        out.print(f"every entry of the log is whole: {entries}; term {left.term}")
 
 
 def show(found: Inspection) -> None:

@@ -123,3 +123,24 @@ def test_the_command_line_says_who_is_right(tmp_path: Path, capfd: pytest.Captur
     assert said["replay"]["reporters"][1]["differs_at"] == len(log)
     code, _, err = tiebreak("inspect", str(data), "--base", str(earlier))
     assert (code, "--replay" in err) == (1, True)
+
+
+def test_the_audit_of_a_disk_reads_its_log_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def inspect(*words: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["inspect", str(data), *words])
+        return ended.value.code, *capfd.readouterr()
+
+    data, log, _ = a_day(tmp_path)
+    code, out, _ = inspect()
+    assert (code, "no log beside the store" in out) == (0, True)
+    write_log(data, log)
+    code, out, _ = inspect()
+    assert (code, f"every entry of the log is whole: 1 to {len(log) + 1}" in out) == (0, True)
+    assert json.loads(inspect("--json")[1])["log"]["last_index"] == len(log) + 1
+    file = data / "journal" / "data.mdb"
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(log[2]) + len(log[2]) // 2] ^= 1
+    file.write_bytes(raw)
+    code, _, err = inspect()
+    assert (code, "entry 3" in err or "index 3" in err) == (1, True), err
