@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 ATTEMPTS_MAX = 12
 AGE_S_MAX = 86_400
 """What could not be delivered in a day is of no use any more; it is a dead letter then."""
+MISTAKE_S = 60
+"""Until what failed by a mistake of ours is tried again."""
 BACK_OFF_S = 2.0
 BACK_OFF_S_MAX = 3_600.0
 ATTEMPT_S = 30.0
@@ -152,9 +154,10 @@ class Dispatcher:
         self._busy[user] += 1
         task = asyncio.create_task(self._deliver(item))
         self._running.add(task)
-        task.add_done_callback(lambda done: self._ended(done, user))
+        task.add_done_callback(lambda done: self._ended(done, item))
 
-    def _ended(self, task: "asyncio.Task[None]", user: str) -> None:
+    def _ended(self, task: "asyncio.Task[None]", item: Item) -> None:
+        user = item.notice.user
         self._running.discard(task)
         self._busy[user] -= 1
         if not self._busy[user]:
@@ -167,6 +170,8 @@ class Dispatcher:
         self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a delivery ended with %r", error, exc_info=error)
+            again_us = self._clock_us() + MISTAKE_S * SECOND_US
+            heappush(self._heap, (again_us, next(self._order), item))
 
     async def _deliver(self, item: Item) -> None:
         now_us = self._clock_us()

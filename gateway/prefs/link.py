@@ -36,7 +36,7 @@ PING_MS = 500
 SILENT_MS_MAX = 2_000
 DIAL_S = 1.0
 REDIAL_MS_MIN = 50
-REDIAL_MS_MAX = 500
+REDIAL_MS_MAX = 200
 FAILED_MS = 2_000
 """A pause after the disk refused what the peer sent: the same would come again."""
 ACCEPTED_MAX = 16
@@ -288,16 +288,16 @@ class Sites:
                 pause_ms = min(2 * pause_ms, REDIAL_MS_MAX)
             else:
                 began_ms = steady_ms()
-                disk_refused = await self._talk(peer, reader, writer, dials=True)
+                pauses = await self._talk(peer, reader, writer, dials=True)
                 lasted = steady_ms() - began_ms > SILENT_MS_MAX
                 pause_ms = REDIAL_MS_MIN if lasted else min(2 * pause_ms, REDIAL_MS_MAX)
-                pause_ms = FAILED_MS if disk_refused else pause_ms
+                pause_ms = FAILED_MS if pauses else pause_ms
             await asyncio.sleep(random.uniform(0.5, 1.0) * pause_ms / 1000)
 
     async def _talk(
         self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, dials: bool
     ) -> bool:
-        """Until the link ends. True: the disk refused what came."""
+        """Until the link ends. True: not before a pause again; the disk refused what came, or we failed."""
         store = self.store
         exchange = Exchange(
             store, cluster_id=store.cluster_id, site=store.site, peer=peer, dials=dials, compare_ms=self.compare_ms
@@ -314,6 +314,11 @@ class Sites:
             return True
         except (OSError, EOFError, TimeoutError) as error:
             log.info("the link to %s is gone: %s", peer, str(error) or type(error).__name__)
+        except Exception:
+            # Our mistake. Without a link the sites would drift apart for good, so it is dialed again all the same.
+            self.counters["failed"] += 1
+            log.error("the link to %s failed", peer, exc_info=True)
+            return True
         finally:
             self._open.discard(writer)
             writer.transport.abort()

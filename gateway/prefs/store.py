@@ -329,8 +329,7 @@ class Store:
             # One batch may write a user's document twice: the last one is on disk.
             self.digests.set(change.user, change.digest)
         for change in outcome.changes:
-            for listener in self._changed:
-                listener(change)
+            self._tell(change)
         for job, (result, error) in zip(jobs, outcome.results, strict=True):
             if job.future.done():  # whoever asked has gone
                 continue
@@ -341,6 +340,14 @@ class Store:
         if self.broken:
             self._give_up()
         self._begin()
+
+    def _tell(self, change: Change) -> None:
+        for listener in self._changed:
+            try:
+                listener(change)
+            except Exception:
+                # A mistake of one who listens must not leave all who write without an answer.
+                log.error("a listener to changes failed", exc_info=True)
 
     def _give_up(self) -> None:
         waiting, self._waiting = self._waiting, []

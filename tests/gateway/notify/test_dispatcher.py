@@ -263,6 +263,26 @@ async def test_who_changed_their_mind_is_not_told(tmp_path: Path) -> None:
         assert desk.dispatcher.counters["unwanted"] == 1
 
 
+async def test_a_mistake_of_ours_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk_in(tmp_path) as desk:
+        wrong = [True]
+
+        def of(user: str) -> Preferences:
+            if wrong:
+                wrong.clear()
+                raise KeyError("a mistake")
+            return EMAIL
+
+        monkeypatch.setattr(desk.dispatcher, "_preferences", of)
+        desk.notifier.queue(notice())
+        await desk.settled(lambda: not wrong)
+        await desk.pass_s(59)
+        assert desk.mail.sent == []
+        await desk.pass_s(2)
+        await desk.settled(lambda: desk.waiting() == [])
+        assert len(desk.mail.sent) == 1
+
+
 async def test_quiet_hours_are_waited_for_also_when_they_are_set_later(tmp_path: Path) -> None:
     async with desk_in(tmp_path) as desk:  # it is 22:13:20
         desk.preferences = structs.replace(EMAIL, quiet_hours=QuietHours("22:00", "23:00"))

@@ -13,8 +13,9 @@ from gateway.prefs.crdt import EMPTY, with_fields
 from gateway.prefs.errors import StoreFull
 from gateway.prefs.hlc import CLOCK_AHEAD_MS_MAX, Stamp, wall_ms
 from gateway.prefs.link import certificate_name
-from gateway.prefs.store import Writing
-from gateway.prefs.sync import FRAME_BYTES_MAX
+from gateway.prefs.merging import Merged, merge_documents
+from gateway.prefs.store import Store, Writing
+from gateway.prefs.sync import FRAME_BYTES_MAX, Documents
 from tests.cluster.engines import until
 from tests.gateway.prefs.sites import Pair, Side, speak
 
@@ -167,6 +168,27 @@ async def test_one_document_that_can_not_be_does_not_stop_the_others(tmp_path: P
         await until(lambda: pair.a.prefs.preferences("good").language == "fr")
         await until(lambda: pair.a.links.counters["refused_documents"] >= 1)
         assert pair.a.linked
+
+
+async def test_a_mistake_of_ours_ends_a_link_and_not_the_linking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.prefs.link.FAILED_MS", 100)
+    async with Pair(tmp_path) as pair:
+        await pair.linked()
+        failing = [pair.a.store, pair.b.store]
+
+        async def merges(store: Store, site: str, message: Documents) -> Merged:
+            if store in failing:
+                failing.remove(store)
+                raise KeyError("a mistake")
+            return await merge_documents(store, site, message)
+
+        monkeypatch.setattr("gateway.prefs.link.merge_documents", merges)
+        await pair.a.prefs.change("ann", {"language": "de"})
+        await pair.b.prefs.change("bob", {"language": "de"})
+        await until(lambda: not failing and pair.equal())
+        assert pair.a.links.counters["failed"] == pair.b.links.counters["failed"] == 1
 
 
 # -- strangers -------------------------------------------------------------------------------------

@@ -104,6 +104,21 @@ async def test_an_error_undoes_one_write_and_no_other(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_a_listener_that_fails_keeps_no_answer_back(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    seen: list[Change] = []
+
+    def fails(_change: Change) -> None:
+        raise KeyError("a mistake")
+
+    store.on_change(fails)
+    store.on_change(seen.append)
+    await asyncio.wait_for(store.write(setting("ann", 1)), 5)
+    await asyncio.wait_for(store.write(setting("ann", 2)), 5)
+    assert [change.user for change in seen] == ["ann", "ann"]
+    await store.close()
+
+
 async def test_nothing_is_seen_before_it_is_synced(tmp_path: Path) -> None:
     store = opened(tmp_path)
     inside: list[Document] = []
