@@ -168,7 +168,7 @@ class Checks:
             if command[:1] == CONFIGURATION and self.durable and index > configurations[-1][0]:
                 changed = True
                 self._configured(member, shadow, index, term, decode(command[1:]))
-            if self.durable and command[:1] != NO_OP and self.leaders.get(term) in self.witnesses:
+            if self.durable and command[:1] not in (NO_OP, CONFIGURATION) and self.leaders.get(term) in self.witnesses:
                 raise Violation("witness_takes_nothing", f"{name} has a command at {index} of a witness's term {term}")
             if index == first:
                 continue  # a base: a witness that starts anew does not know its command
