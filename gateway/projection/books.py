@@ -35,16 +35,30 @@ class OwnBook:
         self.sides: dict[str, dict[int, int]] = {"buy": {}, "sell": {}}
         self.touched: dict[str, set[int]] = {"buy": set(), "sell": set()}
         self.quote: Quote | None = None
+        self._best: dict[str, int | None] = {"buy": 0, "sell": 0}
+        """The best price of each side, 0 where there is none. None: its level went, and nobody has looked since."""
         self._shown = False
 
     def add(self, side: str, price_e9: int, size_e9: int) -> None:
         levels = self.sides[side]
         left = levels.get(price_e9, 0) + size_e9
+        best = self._best[side]
         if left:
             levels[price_e9] = left
+            if best is not None and (not best or (price_e9 > best if side == "buy" else price_e9 < best)):
+                self._best[side] = price_e9
         else:
             levels.pop(price_e9, None)
+            if price_e9 == best:
+                self._best[side] = None
         self.touched[side].add(price_e9)
+
+    def best(self, side: str) -> Level:
+        """(0, 0) where nothing rests. All levels are looked at only when the best has gone: there may be thousands."""
+        levels, price_e9 = self.sides[side], self._best[side]
+        if price_e9 is None:
+            price_e9 = self._best[side] = max(levels, default=0) if side == "buy" else min(levels, default=0)
+        return (price_e9, levels[price_e9]) if price_e9 else (0, 0)
 
     def levels(self, side: str, depth: int | None = None) -> tuple[Level, ...]:
         """Best first."""
@@ -69,8 +83,7 @@ class OwnBook:
                 ticks.append(self.snapshot(at_us, receive_us=receive_us))
             for touched in self.touched.values():
                 touched.clear()
-        bid = max(self.sides["buy"].items(), default=(0, 0))
-        ask = min(self.sides["sell"].items(), default=(0, 0))
+        bid, ask = self.best("buy"), self.best("sell")
         before = self.quote
         if before is None or (before.bid_e9, before.bid_size_e9, before.ask_e9, before.ask_size_e9) != (*bid, *ask):
             self.quote = Quote(self.symbol, VENUE, *bid, *ask, at_us, receive_us)
