@@ -159,7 +159,6 @@ class StreamServer:
             mine = sorted({key[0] for key in connection.topics if key[0] in channels})
             if mine:
                 connection.lost_past(mine)
-        self._tell()
 
     def counts(self) -> dict[str, float]:
         """What this process did and does, for metrics; see metrics.py for the words."""
@@ -203,23 +202,24 @@ class StreamServer:
     async def _sweep(self) -> None:
         while True:
             began_s = time.monotonic()
-            self._tell()
+            status = self._new_status()
             self._heartbeats = {}
             for number, connection in enumerate(list(self.connections), 1):
                 connection.tick(began_s, self._heartbeat)
+                if status is not None and connection.principal is not None and not connection.is_ended:
+                    connection.say(status)
                 if number % SWEEP_SLICE == 0:
                     self._heartbeats = {}
                     await asyncio.sleep(0)
             await asyncio.sleep(max(0.1, began_s + 1.0 - time.monotonic()))
 
-    def _tell(self) -> None:
-        """How the stream is served, when that has changed; the age alone is no change."""
+    def _new_status(self) -> Status | None:
+        """How the stream is served, when that is not what was told last; the age alone is no change."""
         now, before = self.status, self._told
-        if (now.epoch, now.tick_ms, now.shed, now.source) != (before.epoch, before.tick_ms, before.shed, before.source):
-            self._told = now
-            for connection in list(self.connections):
-                if connection.principal is not None:
-                    connection.say(now)
+        if (now.epoch, now.tick_ms, now.shed, now.source) == (before.epoch, before.tick_ms, before.shed, before.source):
+            return None
+        self._told = now
+        return now
 
     def _heartbeat(self, formats: int) -> bytes:
         found = self._heartbeats.get(formats)

@@ -162,3 +162,23 @@ async def test_a_gateway_that_is_not_warm_lets_nobody_in() -> None:
         serving.ready = False
         with pytest.raises(ConnectionError, match="503"):
             await serving.client()
+
+
+async def test_clients_are_told_how_they_are_served_when_that_changes() -> None:
+    async with Serving().running() as serving:
+        client = await serving.client()
+        client.send("ping", id=1)
+
+        async def told() -> Any:
+            while True:
+                _, payload = await client.frame()
+                if b'"stream":"status"' in payload:
+                    return msgspec.json.decode(payload)
+
+        first = await told()
+        assert (first["tick_ms"], first["shed"], first["source"]) == (100, [], "live")
+        assert first["epoch"] == serving.rings.epoch
+        while serving.hub.pace.tick_ms < 200:
+            serving.hub.pace.observe(1_000.0, 0.0)
+        second = await told()
+        assert (second["tick_ms"], second["shed"]) == (200, ["candles.1m", "candles.5m", "candles.1h", "leaderboard"])

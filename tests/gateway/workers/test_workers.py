@@ -190,7 +190,7 @@ async def test_a_worker_without_its_core_serves_what_it_has_and_says_how_old_it_
             source = ""
             while not source or len(ages) < 2:
                 _, payload = await late.frame()
-                if b'"status"' in payload:
+                if b'"stream":"status"' in payload:
                     source = payload.decode().split('"source":"')[1].split('"')[0]
                 if b'"heartbeat"' in payload:
                     ages.append(int(payload.decode().split('"age_ms":')[1].split("}")[0]))
