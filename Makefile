@@ -27,7 +27,7 @@ help: ## list the targets
 
 install: $(RUNTIME) ## make .venv with what runs need; instant when nothing changed
 
-demo: $(RUNTIME) ## three members, a real order flow, a leader killed midway; ARGS="..." goes to the demo
+demo: $(RUNTIME) ## members, gateways, a real order flow, a leader killed midway; ARGS="..." goes to the demo
 	exec $(BIN)/python -m bench.demo $(ARGS)
 
 bench: $(RUNTIME) ## all benchmarks with their targets; ARGS="engine --seconds 10" runs some

@@ -1,4 +1,4 @@
-"""`make demo`: three members, a real order flow, the leader killed midway, and the proof that nothing was lost.
+"""`make demo`: members, gateways, a real order flow, the leader killed midway, and the proof that nothing was lost.
 
 `python -m bench.demo --help` says what can be chosen. Everything that is started is gone at the end,
 also after Ctrl-C or a failure.
@@ -64,7 +64,7 @@ def demo(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Start three members, send a day's orders, kill the leader midway, and check that nothing was lost."""
+    """Start three members, send a day's orders, kill the leader, check that nothing was lost; then gateways."""
     began = time.monotonic()
     outcome = Outcome(Source("", "", False))
     with ExitStack() as stack:
@@ -129,7 +129,10 @@ def print_outcome(found: Outcome) -> None:
         table.add_row(name, value)
     out.print()
     out.print(table)
-    good = "[bold green]PASSED[/] all acknowledged commands are there, once; replicas agree; no cent is missing"
+    good = (
+        "[bold green]PASSED[/] all acknowledged commands are there, once; replicas agree; no cent is missing; "
+        "both gateways serve"
+    )
     out.print(Panel(good if found.ok else f"[bold red]FAILED[/] {escape(why(found))}", expand=False))
 
 
@@ -173,6 +176,8 @@ def _figures(found: Outcome) -> list[tuple[str, str]]:
             ("executed twice", checked.twice),
         ):
             rows.append((name, f"[{'red' if count else 'green'}]{count}[/]"))
+    for one in found.shown:
+        rows.append((one.name, f"[{'green' if one.ok else 'red'}]{'✓' if one.ok else '✗'}[/] {escape(one.text)}"))  # noqa: PERF401
     rows.append(("took", f"{found.total_s:.1f} s in all"))
     return rows
 
@@ -185,7 +190,10 @@ def why(found: Outcome) -> str:
         return f"acknowledged commands are not what was acknowledged: {found.checked}"
     if not found.digests_agree:
         return f"the replicas' digests differ: {found.digests}"
-    return f"the audit found: {found.audits}"
+    if not found.conserved:
+        return f"the audit found: {found.audits}"
+    failed = "; ".join(f"{one.name}: {one.text}" for one in found.shown if not one.ok)
+    return f"a gateway did not show what it should: {failed or 'nothing was shown'}"
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""The demo, step by step: a flow through three members, the leader killed midway, and every answer asked for again."""
+"""The demo, step by step: orders through three members, the leader killed midway, all answers asked again; gateways."""
 
 import asyncio
 import time
+from decimal import Decimal
 
 from msgspec import Struct
 from rich.console import Console
@@ -15,8 +16,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from bench import demo_gateways
 from bench.driver import Checked, Driver, longest_gap_s
 from bench.flow import Act, Intent
+from bench.lobster import PRICE_SCALE
 from bench.market import Market
 from bench.running import RunError, Running
 from bench.stats import Spread, spread
@@ -65,6 +68,8 @@ class Outcome(Struct):
     digests: dict[str, str] = {}
     checked: Checked | None = None
     audits: dict[str, list[str]] = {}
+    shown: list[demo_gateways.Shown] = []
+    """What the gateways were to show."""
     total_s: float = 0.0
     failure: str = ""
 
@@ -77,9 +82,14 @@ class Outcome(Struct):
         return len(self.audits) > 1 and not any(self.audits.values())
 
     @property
+    def gateways_hold(self) -> bool:
+        return bool(self.shown) and all(one.ok for one in self.shown)
+
+    @property
     def ok(self) -> bool:
         return (
             not self.failure
+            and self.gateways_hold
             and self.commands > 0
             and bool(self.killed)
             and self.digests_agree
@@ -116,6 +126,7 @@ class Demo:
             )
             await self._send(driver, auditor)
             await self._check(driver, auditor)
+        await self._gateways()
 
     async def _send(self, driver: Driver, auditor: Client) -> None:
         found = self.outcome
@@ -175,6 +186,14 @@ class Demo:
         trades = await auditor.trades(symbol=self.market.symbol, limit=1)
         found.fills = int(trades.items[0].id) if trades.items else 0
         found.digest_index, found.digests = await self._digests(auditor)
+
+    async def _gateways(self) -> None:
+        began = time.monotonic()
+        prices = sorted(intent.price for intent in self._intents if intent.act == Act.place and intent.price)
+        price = Decimal(prices[len(prices) // 2]).scaleb(-PRICE_SCALE)
+        account = self.market.makers[0]
+        self.outcome.shown = await demo_gateways.show(self.cluster, self.market.symbol, price, account)
+        step("two gateways started, asked, and one cache server killed", time.monotonic() - began)
 
     async def _views(self, auditor: Client) -> list[MemberView]:
         return [health.view for health in await auditor.members() if health.view is not None]

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from gateway.api.relay import settled
 from gateway.api.server import Api, authenticator, http_limits
-from gateway.cache.server import NoServer
+from gateway.cache.server import NoServer, make_private, socket_path
 from gateway.config import GatewayConfig
 from gateway.core import Core
 from gateway.market.ticklog import TickLogError
@@ -38,7 +38,6 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.gate
 EXIT_COULD_NOT_START = 1
 LOOK_AWAY_S = 0.3
 """Between `not ready` and the closed door, so that balancers look away first; a third of drain_ms at most."""
-SOCKET_BYTES_MAX = 100
 REFUSED = (OSError, NoServer, TickLogError, StoreRefused, KeyFileRefused, ValueError)
 """What keeps a gateway from starting and whoever starts it can put right."""
 
@@ -130,12 +129,10 @@ class App:
         supervisor.start()
 
     def _socket(self, name: str) -> Path:
-        """Raises ValueError: the data folder's name is too long for a unix socket."""
-        path = self.config.data_dir / name
-        if len(os.fsencode(path)) > SOCKET_BYTES_MAX:
-            raise ValueError(
-                f"{path}: with workers, data_dir must be so short that this has at most {SOCKET_BYTES_MAX} bytes"
-            )
+        """Raises NoServer."""
+        path = socket_path(self.config.data_dir, name)
+        if path.parent != self.config.data_dir:
+            make_private(path.parent)
         return path
 
     def _command(self, number: int, run: str, core_socket: Path, rest: Path) -> list[str]:

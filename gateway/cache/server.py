@@ -1,11 +1,14 @@
 """The cache server that a gateway brings along: a Valkey on a unix socket, so that a first run needs no set-up."""
 
 import asyncio
+import hashlib
 import importlib.util
 import os
 import platform
 import shutil
+import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import structlog
@@ -44,6 +47,23 @@ def find_server() -> Path:
     )
 
 
+def socket_path(folder: Path, name: str) -> Path:
+    """Where a unix socket of this folder is: in it, or, where that name is too long for one, in a short folder."""
+    path = folder / name
+    if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+        return path
+    named = hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"tiebreak-{named}" / name
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that is ours alone. Raises NoServer: somebody else has it, or may look into it."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise NoServer(f"{folder} is not ours alone: remove it, or give the gateway a data_dir with a shorter name")
+
+
 class CacheServer:
     """One server process of ours. It listens on a unix socket only, writes nothing to disk, and ends with us.
 
@@ -53,7 +73,7 @@ class CacheServer:
     def __init__(self, folder: Path, *, memory_bytes_max: int = 1 << 30) -> None:
         """folder: made if it is not there. memory_bytes_max: beyond it the least recently used keys go."""
         self.folder = folder
-        self.socket = folder / "cache.sock"
+        self.socket = socket_path(folder, "cache.sock")
         self._memory_bytes_max = memory_bytes_max
         self._process: asyncio.subprocess.Process | None = None
 
@@ -67,9 +87,9 @@ class CacheServer:
 
     async def start(self) -> None:
         """Raises NoServer: none is installed, or it does not start."""
-        if len(os.fsencode(self.socket)) > SOCKET_PATH_MAX:
-            raise NoServer(f"{self.socket}: the path of a unix socket is at most {SOCKET_PATH_MAX} bytes long")
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.socket.parent != self.folder:
+            make_private(self.socket.parent)
         self.socket.unlink(missing_ok=True)
         binary = find_server()
         options = {

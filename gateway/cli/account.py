@@ -200,12 +200,13 @@ def add_alert(
     within: Annotated[int, typer.Option(metavar="MINUTES", help="For --moves: 1, 5, 15 or 60.")] = 5,
     repeat: Annotated[bool, typer.Option("--repeat", help="Arm it again when the price has gone back.")] = False,
     note: Annotated[str, typer.Option(help="Told with it.")] = "",
+    alert_id: Annotated[str, typer.Option("--id", metavar="NAME", help="Its name; drawn when left out.")] = "",
     as_json: Json = False,
     cluster: Cluster = DEFAULT_CLUSTER,
     gateway: Gateway = "",
     token: Token = "",
 ) -> None:
-    """Add a price alert. It is on the gateway's disk when this ends; either site fires it, once.
+    """Add a price alert, or replace the one of this id. It is on the gateway's disk when this ends.
 
     Example: tiebreak alerts add AAPL --above 200 --account alice
 
@@ -223,7 +224,8 @@ def add_alert(
         body["price"] = value
     asker = Asker(cluster=cluster, gateway=gateway, token=token, as_json=as_json)
     bearer = asker.token("trader", account)
-    answer = asker.ask("POST", "/v1/alerts", token=bearer, query={"account": account}, body=body)
+    method, path = ("PUT", f"/v1/alerts/{alert_id}") if alert_id else ("POST", "/v1/alerts")
+    answer = asker.ask(method, path, token=bearer, query={"account": account}, body=body)
     if as_json:
         print_json(answer.body)
     else:

@@ -1,0 +1,234 @@
+"""A gateway as a process: it says what keeps it from starting, drains when told to, and leaves nothing behind."""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.config import InvalidGateway, read_gateway
+from tests.gateway.api.sites import market, sites, url, write_file, write_keys
+from tests.node.fakes import free_ports
+from tests.node.solo import Solo, bearer, list_market, token
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tbgw") as folder:
+        write_keys(Path(folder))
+        yield Path(folder)
+
+
+def written(root: Path, *nodes: str, workers: int = 0, more: str = "") -> Path:
+    return write_file(root, 0, free_ports(4), nodes=nodes or (NOWHERE,), limits="", more=more, workers=workers)
+
+
+class Process:
+    """`python -m gateway FILE`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def __aenter__(self) -> "Process":
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "gateway", str(self.path), stderr=asyncio.subprocess.PIPE
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+
+    async def ends(self) -> tuple[int | None, str]:
+        _, talk = await asyncio.wait_for(self.process.communicate(), 30)
+        return self.process.returncode, talk.decode()
+
+
+async def ready(session: aiohttp.ClientSession, port: int) -> dict[str, Any]:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+                    if response.status == 200:
+                        return dict(await response.json())
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def test_a_bad_file_is_said_with_the_setting_before_anything_starts(root: Path) -> None:
+    path = written(root)
+    text = path.read_text()
+    for broken, says in (
+        (text.replace("workers = 0", "workers = 65"), "workers = 65"),
+        (text.replace("drain_ms = 300", "drain_ms = -1"), "limits.drain_ms = -1"),
+        (text.replace('"token.pub"', '"nowhere.pub"'), "keys.token_public_key = 'nowhere.pub': no such file"),
+        (text.replace("[limits]", "[limit]"), "limit"),
+        ("site = ", "Invalid value"),
+    ):
+        path.write_text(broken)
+        async with Process(path) as gateway:
+            code, talk = await gateway.ends()
+        assert code == 2 and talk.startswith("invalid_gateway: ") and says in talk, talk
+        assert "Traceback" not in talk
+    assert not (root / "dc-a").exists()
+
+
+async def test_a_taken_port_is_said_and_nothing_is_left(root: Path) -> None:
+    path = written(root)
+    config = read_gateway(path)
+    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", config.listen.port)
+    async with Process(path) as gateway:
+        code, talk = await gateway.ends()
+    server.close()
+    assert code == 1 and "could not start" in talk and str(config.listen.port) in talk
+    assert "Traceback" not in talk and not list((root / "dc-a" / "cache").glob("*.sock"))
+
+
+async def test_sigterm_drains_and_ends_with_0(root: Path, tmp_path: Path) -> None:
+    async with Solo(tmp_path) as solo:
+        await list_market(solo, "anna")
+        path = written(root, url(solo))
+        config = read_gateway(path)
+        async with Process(path) as gateway, aiohttp.ClientSession() as session:
+            said = await ready(session, config.listen.port)
+            assert said == {"gateway": "gateway-dc-a", "cluster_id": "test-cluster", "ready": True}
+            address = f"http://127.0.0.1:{config.listen.port}"
+            async with session.ws_connect(f"{address}/v1/stream", headers=bearer("trader", "anna")) as stream:
+                await stream.send_json({"action": "subscribe", "channel": "orders", "symbols": ["anna"]})
+                gateway.process.send_signal(signal.SIGTERM)
+                told = []
+                async with asyncio.timeout(10):
+                    while (message := await stream.receive()).type is aiohttp.WSMsgType.TEXT:
+                        told.append(message.json())
+                assert stream.close_code == 1012  # service restart
+                assert any("resume" in one or one.get("stream") == "closing" for one in told), told
+            code, talk = await gateway.ends()
+        assert code == 0 and '"draining"' in talk and '"stopped"' in talk, talk
+        assert not list((root / "dc-a" / "cache").glob("*.sock"))
+
+
+async def test_a_killed_gateway_leaves_no_cache_server_and_starts_again(root: Path, tmp_path: Path) -> None:
+    async with Solo(tmp_path) as solo:
+        await list_market(solo, "anna")
+        path = written(root, url(solo))
+        port = read_gateway(path).listen.port
+        async with aiohttp.ClientSession() as session:
+            for _ in range(2):
+                async with Process(path) as gateway:
+                    await ready(session, port)
+                    gateway.process.kill()
+                    await gateway.process.wait()
+                async with asyncio.timeout(5):
+                    while servers_of(root):  # noqa: ASYNC110 - another process's end has no event here
+                        await asyncio.sleep(0.05)
+
+
+def servers_of(root: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"unixsocket" in line and os.fsencode(root) in line:
+                found.append(int(entry.name))
+    return found
+
+
+async def test_workers_share_the_port_and_ask_the_core(root: Path, tmp_path: Path) -> None:
+    async with Solo(tmp_path) as solo:
+        await list_market(solo, "anna")
+        path = written(root, url(solo), workers=2)
+        port = read_gateway(path).listen.port
+        async with Process(path) as gateway, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            await ready(session, port)
+            headers = bearer("trader", "anna")
+            async with asyncio.timeout(20):
+                while True:
+                    async with session.get("/v1/portfolio", headers=headers) as response:
+                        if response.status == 200:
+                            body = await response.json()
+                            break
+                    await asyncio.sleep(0.1)
+            assert body["account"] == "anna" and response.headers["X-Staleness-Ms"]
+            order = {"symbol": "AAPL-USD", "side": "buy", "type": "limit", "qty": "1", "limit_price": "1.00"}
+            async with session.post("/v1/orders", json=order, headers=headers | {"Idempotency-Key": "w-1"}) as response:
+                assert (response.status, (await response.json())["status"]) == (200, "new")
+            async with session.get("/v1/portfolio") as response:
+                assert (response.status, (await response.json())["error"]) == (401, "unauthenticated")
+            async with session.ws_connect("/v1/stream", headers=headers) as stream:
+                await stream.send_json({"action": "subscribe", "channel": "portfolio", "symbols": ["anna"]})
+                async with asyncio.timeout(10):
+                    while True:
+                        said = await stream.receive_json()
+                        if said.get("stream") == "data":
+                            break
+                (update,) = said["updates"]
+                assert update["portfolio"]["account"] == "anna"
+            gateway.process.send_signal(signal.SIGTERM)
+            code, talk = await gateway.ends()
+        assert code == 0, talk
+
+
+async def test_not_ready_before_it_has_the_state_of_a_node() -> None:
+    async with sites(NOWHERE) as (site,):
+        answer = await site.ask("/readyz", bearer="")
+        assert (answer.status, answer.body["ready"]) == (503, False) and answer.headers["Retry-After"]
+        shown = await site.ask("/v1/portfolio")
+        assert shown.status == 503  # nothing is known, and no node can be asked
+        site.quote("AAPL", "1", "2")
+        assert (await site.ask("/v1/market/quotes?symbols=AAPL")).status == 200  # what needs no node is served
+
+
+async def test_bad_requests_end_in_words(tmp_path: Path) -> None:
+    async with market(tmp_path) as (_, (site,)):
+        for path, method, headers, status, word in (
+            ("/nowhere", "GET", {}, 404, "not_found"),
+            ("/v1/nowhere", "GET", {}, 404, "not_found"),
+            ("/v1/market/quotes", "POST", {"Content-Type": "application/json"}, 405, "method_not_allowed"),
+            ("/v1/preferences", "PATCH", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
+            ("/v1/preferences", "PATCH", {"Content-Encoding": "gzip"}, 415, "unsupported_media_type"),
+        ):
+            sent = {"Authorization": f"Bearer {token('trader', 'anna')}"} | headers
+            async with site.session.request(method, site.url + path, data=b"\x00\xff", headers=sent) as response:
+                assert (response.status, (await response.json())["error"]) == (status, word), path
+        big = b"x" * 300_000
+        sent = {"Authorization": f"Bearer {token('trader', 'anna')}", "Content-Type": "application/json"}
+        async with site.session.patch(site.url + "/v1/preferences", data=big, headers=sent) as response:
+            assert (response.status, (await response.json())["error"]) == (413, "too_large")
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.config.listen.port)
+        writer.write(os.urandom(512))
+        said = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert b"400" in said.split(b"\r\n", 1)[0] and b"malformed" in said
+
+
+async def test_the_document_names_every_route(tmp_path: Path) -> None:
+    async with sites(NOWHERE) as (site,):
+        document = (await site.ask("/openapi.json", bearer="")).body
+        routes = {
+            (route.method.lower(), route.resource.canonical)
+            for route in site.app.api.app.router.routes()
+            if route.resource is not None and route.method not in ("*", "HEAD")
+        }
+        named = {(method, path) for path, methods in document["paths"].items() for method in methods}
+        assert routes - named == {("get", "/openapi.json"), ("get", "/v1/stream")}
+        assert named <= routes
+
+
+def test_a_gateway_of_another_site_may_not_use_this_certificate(root: Path) -> None:
+    path = written(root)
+    path.write_text(path.read_text().replace("certs/gateway-dc-a", "certs/gateway-dc-b"))
+    with pytest.raises(InvalidGateway, match="tls"):
+        read_gateway(path)
