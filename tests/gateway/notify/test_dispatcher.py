@@ -343,6 +343,7 @@ async def test_only_so_many_are_under_way(tmp_path: Path) -> None:
         for n in range(3 * CONCURRENT):
             desk.notifier.queue(notice("one", user=f"user-{n}"))
         await desk.settled(lambda: len(desk.waiting()) == 3 * CONCURRENT)
+        await desk.settled(lambda: desk.mail.at_once == CONCURRENT)
         await asyncio.sleep(0.05)
         assert desk.mail.at_once == CONCURRENT
         desk.mail.gate.set()
@@ -400,9 +401,9 @@ async def test_a_user_gets_only_so_many_an_hour_and_the_rest_later(tmp_path: Pat
             desk.notifier.queue(notice(f"n{n}"))
         desk.notifier.queue(notice("other", user="bob"))
         await desk.settled(lambda: len(desk.mail.sent) == most + 1)
-        await asyncio.sleep(0.05)
+        later = [(0, START_US + 3_600 * S)] * 3
+        await desk.settled(lambda: [(item.attempts, item.due_us) for item in desk.waiting()] == later)
         assert ("bob", "other") in desk.mail.sent
-        assert [(item.attempts, item.due_us) for item in desk.waiting()] == [(0, START_US + 3_600 * S)] * 3
         await desk.pass_s(3_599)
         assert len(desk.waiting()) == 3
         await desk.pass_s(1)
