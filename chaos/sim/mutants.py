@@ -324,6 +324,18 @@ MUTANTS = [
         "            if True:\n                self._SyncObj__raftMatchIndex",
     ),
     Mutant(
+        "a late acknowledgement of a lost disk counts",
+        "raft",
+        "        if reply.joined and disk is not None and not disk.joined:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a lost disk is believed to be back when an old message says so",
+        "raft",
+        "        if message.disk_id in self._lost_disks:\n",
+        "        if False:\n",
+    ),
+    Mutant(
         "an admitted member forgets that its lost disk may have voted",
         "raft",
         "        self._SyncObj__setCurrentTerm(self.term, member)\n        log.warning",

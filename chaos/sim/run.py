@@ -138,7 +138,7 @@ def draw_plan(seed: int, shape: str | None = None) -> Plan:
         lazy_tick=chance.pick((0, 200, 600)),
         promote_lag=chance.pick((0, 5, 1_000)),
         # More than is kept in reserve: else a witness's log would be full for ever.
-        witness_entries_max=reserve + chance.pick((15, 40, 1_000_000)),
+        witness_entries_max=reserve + chance.pick((60, 120, 1_000_000)),
         stays=chance.pick((0, 0, 300)),
         faulty_us=faulty_us,
         bound_us=14 * election_us + 4_000_000,

@@ -14,7 +14,7 @@ from chaos.sim.checks import Violation
 from chaos.sim.engines import Hardened
 from chaos.sim.member import Engine
 from chaos.sim.stage import ELECTION_MS, Stage, staged
-from cluster.consensus.messages import Append, AppendReply, RequestVote, Vote
+from cluster.consensus.messages import Append, AppendReply, DiskIs, RequestVote, Vote
 from cluster.membership import Demote, Promote, Remove
 from cluster.topology import Standing
 
@@ -484,6 +484,30 @@ def acknowledged_by_a_lost_disk(s: Stage) -> None:
     s.until(lambda: s["a1"].core.disk_of("b1").disk_id == "b1-2", "a1 knows of the new disk")
     s.until(lambda: s.on_disk("a1", last), "a1 has it on disk")
     s.wait(5)
+    s.must(not s.committed("a1", last), "committed with a lost disk")
+    s.stall_disk("a1", 0)
+    s.converge()
+
+
+@script("1+1+1")
+def late_acknowledgement_of_a_lost_disk(s: Stage) -> None:
+    """b1 acknowledged, lost its disk and said so; then the acknowledgement comes, of the same term."""
+    s.elect("a1")
+    s.wait(100)
+    s.cut("a1 b1", "t1")
+    s.stall_disk("a1", 250)
+    (last,) = s.propose("a1")
+    s.until(lambda: s.on_disk("b1", last), "b1 has it")
+    late = AppendReply(s["a1"].core.term, s.core("a1")._sequence, last, 0, 0)
+    s.must(s["b1"].wipe(), "b1 loses its disk")
+    s.restart("b1")
+    s.until(lambda: s["a1"].core.disk_of("b1").disk_id == "b1-2", "a1 knows of the new disk")
+    s.inject("a1", "b1", late)
+    s.until(lambda: s.on_disk("a1", last), "a1 has it on disk")
+    s.wait(5)
+    s.must(not s.committed("a1", last), "committed with a lost disk")
+    s.inject("a1", "b1", DiskIs("b1-1", True, False))
+    s.inject("a1", "b1", late)
     s.must(not s.committed("a1", last), "committed with a lost disk")
     s.stall_disk("a1", 0)
     s.converge()

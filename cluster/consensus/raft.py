@@ -167,6 +167,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.log_full = False
         self.hold_index: int | None = None  # a snapshot under way: the log after it must stay
         self._disks: dict[str, DiskIs] = {}
+        self._lost_disks: set[str] = set()
         self._clean: set[str] = set()
         self._say_disk_again = NEVER
         self._nodes: dict[str, Any] = {}
@@ -426,6 +427,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._say_disk_again = monotonic() + self.settings.timing.heartbeat_ms / 1000
             for member in sorted(self.connected):
                 self._say_disk(member)
+        if was_leader and self.is_leader:
+            self._care_for_members()  # before anything is counted in this tick: by one configuration only
         self.doTick(0)
         self._transfer_election = False
         if self.is_leader:
@@ -438,7 +441,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._trim()
             if self.caretaker:
                 self._hand_over_when_ready()
-            self._care_for_members()
         elif was_leader or len(self.reads):
             self.reads.fail()
         if not self._told_committed and self.configuration_committed:
@@ -639,6 +641,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             log.critical(
                 "%s claims entry %d; this log ends at %d", member, reply.matched_index, self.journal.last_index
             )
+            return
+        disk = self._disks.get(member)
+        if reply.joined and disk is not None and not disk.joined:
+            # Of the disk that it lost, late: whoever joins says so before it says anything else.
+            self.counters["reply_of_lost_disk"] += 1
             return
         node, progress = self._nodes[member], self._progress[member]
         progress.heard_at = monotonic()
@@ -868,7 +875,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return self.term == 0 and self.journal.last_index <= 1
 
     def _on_disk(self, member: str, message: DiskIs) -> None:
+        if message.disk_id in self._lost_disks:
+            return  # said before it was lost, and late
         before, self._disks[member] = self._disks.get(member), message
+        if before is not None and before.disk_id != message.disk_id:
+            self._lost_disks.add(before.disk_id)
         remembered = self.journal.peer_disk_ids.get(member)
         if message.joined:
             if remembered != message.disk_id:

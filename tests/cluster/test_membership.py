@@ -409,7 +409,8 @@ def test_a_replica_is_replaced_on_real_links_and_the_removed_one_is_told(tmp_pat
             assert "b1 was removed from the group at index" in reason
             await cluster.stop("b1")
             await cluster.propose(b"with three again")
-            await until(lambda: cluster.delivered["b2"][-1][1] == b"with three again")
+            for name in ("a1", "b2"):
+                await until(lambda name=name: cluster.delivered[name][-1][1] == b"with three again")  # type: ignore[misc]
             assert [payload for _, payload in cluster.delivered["b2"]] == [
                 payload for _, payload in cluster.delivered["a1"]
             ]
