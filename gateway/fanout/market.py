@@ -75,7 +75,6 @@ class MarketPublisher:
             elif isinstance(tick, BookDiff):
                 self._diffs.setdefault((tick.symbol, tick.venue), []).append(tick)
             elif isinstance(tick, BookSnapshot):
-                self._diffs.pop((tick.symbol, tick.venue), None)
                 self._whole.add((tick.symbol, tick.venue))
             elif isinstance(tick, Status) and tick.kind in BREAKS:
                 self._break(tick)

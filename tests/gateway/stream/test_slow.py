@@ -111,6 +111,23 @@ async def test_a_recovery_in_parts_can_be_left_midway() -> None:
         assert got == list(range(60)) and frames > 3
 
 
+async def test_what_waits_for_room_is_not_said_to_be_sent() -> None:
+    async with Serving(limits=SMALL).running() as serving:
+        for number in range(5):
+            serving.append("trades", "AAPL", number)
+        client = await slow_client(serving)
+        await stuck(serving, client)
+        (connection,) = serving.server.connections
+        answer = asyncio.create_task(client.subscribe("trades", "AAPL", after=f"{serving.rings.epoch}.2"))
+        await until(lambda: len(connection.queue) == 3)
+        assert connection.position.endswith(".2")
+        connection.cut("slow_consumer", 4008)
+        assert (await answer)["position"].endswith(".2")
+        with pytest.raises(ConnectionError, match=r"resume=\d+\.2"):
+            while True:
+                await client.message()
+
+
 class Pipe(asyncio.Transport):
     """As full as the test says. Keeps what was written."""
 
