@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from gateway.alerts.engine import Engine, Firing
@@ -26,8 +26,8 @@ PIECE = 200
 """Users taken in at once at the start."""
 TELL_S_MAX = 900
 """What the other site fired longer ago is not shown here any more; it is in the list of alerts."""
-FIRING_MAX = 10_000
-"""Firings that wait for the disk; more are held for a moment."""
+CHUNK = 250
+"""Firings that are written together: a round price may be the level of very many."""
 
 
 def wall_us() -> int:
@@ -74,8 +74,11 @@ class Alerts:
         self._show = show
         self._queued = queued
         self._clock_us = clock_us
-        self._firing: set[asyncio.Task[None]] = set()
+        self._pending: deque[Firing] = deque()
+        self._wake = asyncio.Event()
+        self._stopping = False
         self._timer: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
         self.engine = Engine(store.site)
         self.counters: Counter[str] = Counter()
         store.on_change(self._changed)
@@ -87,12 +90,16 @@ class Alerts:
             if number % PIECE == PIECE - 1:
                 await asyncio.sleep(0)
         self._timer = asyncio.create_task(self._tick_over())
+        self._writer = asyncio.create_task(self._write_all())
 
     async def stop(self) -> None:
         """Firings that the disk has taken are told; others are met again by the next fresh price."""
         if self._timer is not None:
             await end(self._timer)
-        await asyncio.gather(*self._firing, return_exceptions=True)
+        self._stopping = True
+        self._wake.set()
+        if self._writer is not None:
+            await self._writer
 
     def tick(self, symbol: str, price_e9: int, time_us: int) -> None:
         """A price that may be shown as fresh: no suspect or stale one. time_us: when the venue said it."""
@@ -146,46 +153,64 @@ class Alerts:
             self.counters["fired_elsewhere"] += 1
 
     def _fire(self, firing: Firing) -> None:
-        if len(self._firing) >= FIRING_MAX:
-            self.engine.hold(firing, self._clock_us())
-            return
-        task = asyncio.get_running_loop().create_task(self._fired(firing))
-        self._firing.add(task)
-        task.add_done_callback(self._firing.discard)
+        # No bound is needed: an alert is off its ladder from here until it was counted.
+        self._pending.append(firing)
+        self._wake.set()
 
-    async def _fired(self, firing: Firing) -> None:
-        notice = notice_of(
-            firing.user,
-            firing.alert_id,
-            firing.terms,
-            firing.firing_id,
-            firing.at_us,
-            decimal_text(firing.price_e9),
-            firing.value,
-        )
+    async def _write_all(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            while self._pending and not self._stopping:
+                chunk = [self._pending.popleft() for _ in range(min(CHUNK, len(self._pending)))]
+                await self._write(chunk)
+            await self._wake.wait()
+
+    async def _write(self, chunk: list[Firing]) -> None:
         try:
-            items = await self._store.write(lambda writing: self._count(writing, firing, notice))
+            outcomes = await self._store.write(lambda writing: [self._count(writing, firing) for firing in chunk])
         except PrefsError as error:
-            # Not counted, so not told either: it is tried again until the disk takes it, or the other site does.
-            self.counters["not_written"] += 1
-            log.warning("an alert waits: %s", error)
-            self.engine.hold(firing, self._clock_us())
-            return
-        if items is None:
-            self.counters["fired_already"] += 1
-            return
-        self.counters["fired"] += 1
-        self._queued(items)
-        self._show(notice)
+            outcomes = [error] * len(chunk)
+        except Exception as error:
+            log.error("firing alerts failed", exc_info=True)
+            outcomes = [error] * len(chunk)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if failed:
+            self.counters["not_written"] += len(failed)
+            log.warning("%d alerts wait: %s", len(failed), failed[0])
+        for firing, outcome in zip(chunk, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                # Not counted, so not told either: it is tried again until the disk takes it, or the other site does.
+                self.engine.hold(firing, self._clock_us())
+            elif outcome is None:
+                self.counters["fired_already"] += 1
+            else:
+                self.counters["fired"] += 1
+                self._queued(outcome)
+                self._show(_notice(firing))
 
-    def _count(self, writing: Writing, firing: Firing, notice: Notice) -> list[Item] | None:
-        """Disarm and queue, together. None: it was fired elsewhere, replaced or removed meanwhile."""
+    def _count(self, writing: Writing, firing: Firing) -> list[Item] | Exception | None:
+        """Queue and disarm, together. None: it was fired elsewhere, replaced or removed meanwhile."""
         document = writing.document(firing.user)
-        value = firing.value
-        fired = crdt.with_fired(document, firing.alert_id, firing.dot, firing.arming, firing.at_us, value)
+        fired = crdt.with_fired(document, firing.alert_id, firing.dot, firing.arming, firing.at_us, firing.value)
         if fired is None:
             return None
-        writing.put(firing.user, fired)
         preferences = fields.read(firing.user, document, self._keyring)
-        now_us = self._clock_us()
-        return outbox.add(writing, notice, plan(preferences, notice, now_us), now_us)
+        notice, now_us = _notice(firing), self._clock_us()
+        try:
+            items = outbox.add(writing, notice, plan(preferences, notice, now_us), now_us)
+        except outbox.OutboxFull as error:
+            return error  # before anything of it was changed, so the others of the chunk go on
+        writing.put(firing.user, fired)
+        return items
+
+
+def _notice(firing: Firing) -> Notice:
+    return notice_of(
+        firing.user,
+        firing.alert_id,
+        firing.terms,
+        firing.firing_id,
+        firing.at_us,
+        decimal_text(firing.price_e9),
+        firing.value,
+    )

@@ -62,20 +62,17 @@ def _prefix(user: str) -> bytes:
 def add(writing: Writing, notice: Notice, planned: Iterable[Planned], now_us: int) -> list[Item]:
     """Put the notice's deliveries in the outbox, as part of a write; one that waits already is not added again.
 
-    Returns what was added. Raises OutboxFull; with it the write that this is part of is undone.
+    Returns what was added. Raises OutboxFull; then nothing was added.
     """
-    added: list[Item] = []
-    for each in planned:
-        item = Item(notice, each.channel, now_us, each.not_before_us)
-        if writing.row(OUTBOX, item.key) is not None:
-            continue
-        if writing.count(OUTBOX) >= OUTBOX_MAX:
-            raise OutboxFull(f"{OUTBOX_MAX} deliveries wait")
-        if writing.count_from(OUTBOX, _prefix(notice.user), USER_MAX) >= USER_MAX:
-            raise OutboxFull(f"{USER_MAX} deliveries to this user wait")
+    items = [Item(notice, each.channel, now_us, each.not_before_us) for each in planned]
+    new = [item for item in items if writing.row(OUTBOX, item.key) is None]
+    if writing.count(OUTBOX) + len(new) > OUTBOX_MAX:
+        raise OutboxFull(f"{OUTBOX_MAX} deliveries wait")
+    if new and writing.count_from(OUTBOX, _prefix(notice.user), USER_MAX) + len(new) > USER_MAX:
+        raise OutboxFull(f"{USER_MAX} deliveries to this user wait")
+    for item in new:
         writing.put_row(OUTBOX, item.key, msgspec.msgpack.encode(item))
-        added.append(item)
-    return added
+    return new
 
 
 def put(writing: Writing, item: Item) -> None:

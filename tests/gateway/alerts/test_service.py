@@ -253,3 +253,23 @@ def test_a_killed_gateway_has_what_it_told_and_every_firing_has_its_delivery(wai
     assert len(told) > 10
     assert told <= fired
     assert fired == queued
+
+
+async def test_one_users_full_outbox_does_not_keep_back_the_others(tmp_path: Path) -> None:
+    async with Hook() as hook, gates_in(tmp_path) as gates:
+        ours, _ = await set_up(gates, hook)
+        gates.pair.cut.cut = True
+        await until(lambda: ours.side.links.live_sites() == [ours.site])
+
+        def flood(writing: Writing) -> None:
+            later = [Planned(Channel.webhook, now_us() + 10**12)]
+            for n in range(USER_MAX):
+                outbox.add(writing, notice(f"n{n}"), later, now_us())
+
+        await ours.side.store.write(flood)
+        for n in range(3):
+            await ours.side.prefs.put_alert(f"user-{n}", "x", ABOVE)
+        ours.tick(PRICE)
+        await until(lambda: len(ours.ids()) == 3)
+        assert ours.alerts.counters["not_written"] >= 1
+        assert ours.fired("ann", "x") == 0
