@@ -362,7 +362,7 @@ async def _run(
         before = serving.usage()
         loading = Loading(serving, sockets=sockets, loads=loads, symbols=symbols, json=json, rate=rate)
         try:
-            loaded = await loading.connect(timeout_s=30.0 + sockets / 500)
+            loaded = await loading.connect(timeout_s=60.0 + sockets / 400)
             begin_s = time.time() + WARM_UP_S
             measured = asyncio.create_task(loading.measure(begin_s, begin_s + seconds))
             await asyncio.sleep(begin_s - time.time())
