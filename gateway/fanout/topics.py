@@ -17,8 +17,8 @@ class Kind(Enum):
 
 
 class Channel(Struct, frozen=True):
-    """code: names the channel in msgpack. shed: what is left out first under load. owned: the symbol is an account,
-    or (alerts) a user. by_venue: the topic is of one venue, `symbol@venue`.
+    """code: names the channel in msgpack. shed: what is left out first under load. owned: the symbol is an account.
+    by_venue: the topic is of one venue, `symbol@venue`.
     """
 
     name: str
@@ -53,7 +53,7 @@ CHANNELS = {
 SHED = tuple(channel.name for channel in CHANNELS.values() if channel.shed)
 
 Key = tuple[str, str]
-"""(channel, symbol); the symbol of a `by_venue` channel is symbol@venue, of an owned one the account or the user."""
+"""(channel, symbol); the symbol of a `by_venue` channel is symbol@venue, of an owned one the account."""
 
 
 def book_key(channel: str, symbol: str, venue: str) -> Key:

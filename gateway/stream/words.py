@@ -15,7 +15,7 @@ Id = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class Subscribe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="subscribe", tag_field="action"):
-    """symbols: of the market; of `orders` and `portfolio` accounts (none: all of the token's); of `alerts` and
+    """symbols: of the market; of `orders`, `portfolio` and `alerts` accounts (none: all of the token's); of
     `leaderboard` none. venue: of books. rate: as they come, or once a second. after: the position to go on behind.
     """
 
