@@ -1,11 +1,14 @@
 """Builds one gateway and holds its parts: feeds, projection, views, preferences, alerts. The only place that builds."""
 
 import asyncio
+import importlib.util
 import os
 import ssl
 import time
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -23,6 +26,8 @@ from gateway.feeds.clock import now_us
 from gateway.feeds.ticks import UNUSABLE, Status, StatusKind, Tick, Trade
 from gateway.follow import Follower
 from gateway.market.intake import MarketData
+from gateway.market.tickdays import tidy
+from gateway.market.ticklog import TickLogError
 from gateway.marks import Marks
 from gateway.notify.addresses import Guard
 from gateway.notify.dispatcher import Dispatcher
@@ -50,6 +55,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.gate
 ALIVE_S = 0.25
 FLUSH_S = 0.1
 SYNC_S = 1.0
+TIDY_S = 3_600.0
 FOLLOWED_MS_MAX = 2_500
 """Our own venue is alive as long as the feed was heard so lately."""
 REDIS_URL = "REDIS_URL"
@@ -154,6 +160,7 @@ class Core:
         self._run("leaderboard", self.leaderboard.run())
         self._run("alive", self._say_alive())
         self._run("ticklog", self._keep_ticklog())
+        self._run("finished days", self._tidy_days())
         for source in self.sources:
             self._run(f"feed {source.name}", source.run())
 
@@ -243,6 +250,22 @@ class Core:
             if time.monotonic() - synced_at >= SYNC_S:
                 synced_at = time.monotonic()
                 await asyncio.get_running_loop().run_in_executor(None, log_.sync)
+
+    async def _tidy_days(self) -> None:
+        """At the start and each hour: finished days of the tick log are sealed, written as Parquet, and deleted."""
+        data = self.config.data_dir
+        # Without the extra that writes Parquet days must still be deleted in time.
+        exports = data / "parquet" if importlib.util.find_spec("pyarrow") is not None else None
+        while self.market.log is not None:
+            today = datetime.fromtimestamp(now_us() / 1e6, UTC).date().isoformat()
+            work = partial(
+                tidy, data / "ticks", today=today, keep_days=self.config.market.ticklog_days, exports=exports
+            )
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, work)
+            except (OSError, TickLogError) as error:
+                log.error("finished days are left as they are", error=str(error))
+            await asyncio.sleep(TIDY_S)
 
     def _fills_of(self, batch: Batch) -> None:
         at_us = now_us()

@@ -221,10 +221,10 @@ class Connection(Outlet, asyncio.Protocol):
         if channel.by_venue != bool(action.venue) and not (isinstance(action, Unsubscribe) and not action.symbols):
             raise InvalidField("name the venue of a book, and of nothing else", field="venue")
         symbols = list(dict.fromkeys(action.symbols))
-        if channel.name in ("alerts", "leaderboard"):
+        if channel.name == "leaderboard":
             if symbols:
                 raise InvalidField(f"{channel.name} takes no symbols", field="symbols")
-            symbols = [principal.subject if channel.owned else ""]
+            symbols = [""]
         elif channel.owned:
             symbols = symbols or sorted(principal.accounts)
             if principal.role not in (Role.trader, Role.auditor):

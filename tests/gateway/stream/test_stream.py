@@ -112,7 +112,7 @@ async def test_accounts_are_those_of_the_token() -> None:
         serving.append("orders", "bert", 1)
         serving.append("orders", "anna-2", 2)
         assert await client.updates() == [{"channel": "orders", "symbol": "anna-2", "value": 2}]
-        assert (await client.subscribe("alerts"))["symbols"] == ["anna"]
+        assert (await client.subscribe("alerts"))["symbols"] == ["anna", "anna-2"]
 
 
 async def test_subscriptions_and_streams_of_a_user_are_counted() -> None:
