@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from bench import host
+from bench.load import waited_s
 from bench.report import Figure, Report, at_most, exactly
 from bench.running import RunError, run_loop
 from bench.stats import percentile
@@ -44,12 +45,16 @@ class Kept(Struct):
 
 
 class Cut(Struct, frozen=True):
-    """heal_ms: until both are equal; -1: not within a minute. gone: writes that only a lost disk had."""
+    """heal_ms: until both are equal; -1: not within a minute. waited_ms: of it, while others had the core.
+
+    gone: keys whose last write only a lost disk had.
+    """
 
     writes: int
     contested: int
     lost: int
     heal_ms: float
+    waited_ms: float
     took_ms: list[float]
     gone: int = 0
     wipe_ms: float = 0.0
@@ -71,6 +76,9 @@ def partition(
             exactly("acknowledged writes lost", sum(cut.lost for cut in cuts), 0),
             Figure("equal after the heal, median", percentile(heals, 50), "ms"),
             at_most("equal after the heal, longest", max(heals), HEAL_MS_MAX, "ms"),
+            Figure(
+                "  of the longest, while others had the core", max(cuts, key=lambda cut: cut.heal_ms).waited_ms, "ms"
+            ),
             Figure("writes during the cuts, both sites", sum(cut.writes for cut in cuts)),
             Figure("keys that both sites wrote", sum(cut.contested for cut in cuts)),
             Figure("a write, p50", percentile(took, 50), "ms"),
@@ -82,6 +90,7 @@ def partition(
                 HEAL_MS_MAX,
                 "ms",
             ),
+            Figure("  of it, while others had the core", lost_disk.waited_ms, "ms"),
             Figure("  writes during the cut, both sites", lost_disk.writes),
             Figure("  keys whose last write only the lost disk had", lost_disk.gone),
             Figure("  the site was away for", lost_disk.wipe_ms, "ms"),
@@ -156,13 +165,16 @@ async def _cut(two: Two, number: int, cut_s: float, rate_per_s: int, seed: int, 
     if two.equal():
         raise RunError("the sites were not cut apart: nothing was measured")
     two.gap.cut = False
+    waited_before = waited_s()
     healed_s = await two.until_equal(WAIT_S)
+    waited_ms = (waited_s() - waited_before) * 1e3
     missing = sum(lost(partial(_shown, side.prefs), a, b, gone) for side in (two.a, two.b))
     return Cut(
         writes=writes,
         contested=len(a.shared.keys() & b.shared.keys()),
         lost=missing,
         heal_ms=healed_s * 1e3 if healed_s >= 0 else -1,
+        waited_ms=waited_ms,
         took_ms=a.took_ms + b.took_ms,
         gone=len(gone),
         wipe_ms=wipe_ms,
