@@ -26,8 +26,10 @@ from gateway.feeds.clock import now_us
 from gateway.feeds.ticks import UNUSABLE, Status, StatusKind, Tick, Trade
 from gateway.follow import Follower
 from gateway.market.intake import MarketData
+from gateway.market.tickblocks import day_files
 from gateway.market.tickdays import tidy
 from gateway.market.ticklog import TickLogError
+from gateway.market.tickreader import replay_day
 from gateway.marks import Marks
 from gateway.notify.addresses import Guard
 from gateway.notify.dispatcher import Dispatcher
@@ -56,6 +58,8 @@ ALIVE_S = 0.25
 FLUSH_S = 0.1
 SYNC_S = 1.0
 TIDY_S = 3_600.0
+BACK_BYTES_MAX = 64 << 20
+"""Of the tick log, read at the start: about a million ticks."""
 FOLLOWED_MS_MAX = 2_500
 """Our own venue is alive as long as the feed was heard so lately."""
 REDIS_URL = "REDIS_URL"
@@ -150,6 +154,7 @@ class Core:
             self.books.show_all(now_us())
         self.session = aiohttp.ClientSession(connector=self.node_connector())
         self.follower = Follower(self.session, lambda: config.nodes.addresses, self.node_token, self.projection)
+        await self._take_bars_back()
         await self.alerts.start()
         await self.dispatcher.start()
         self.sites.on_link(self._sites_changed)
@@ -250,6 +255,32 @@ class Core:
             if time.monotonic() - synced_at >= SYNC_S:
                 synced_at = time.monotonic()
                 await asyncio.get_running_loop().run_in_executor(None, log_.sync)
+
+    async def _take_bars_back(self) -> None:
+        """The bars that the newest days of the tick log have, as many days as are soon read; trades of today's tape."""
+        market = self.market
+        if market.log is None:
+            return
+        folder = market.log.folder
+        days: list[str] = []
+        size_bytes = 0
+        for day in reversed(day_files(folder)):
+            size_bytes += (folder / f"{day}.ticks").stat().st_size
+            if size_bytes > BACK_BYTES_MAX:
+                break
+            days.insert(0, day)
+        began_s, count = time.monotonic(), 0
+        for day in days:
+            for ticks in replay_day(folder, day):
+                trades: list[Tick] = [tick for tick in ticks if type(tick) is Trade]
+                if trades:
+                    market.candles.apply(trades, trades[-1].receive_us)
+                    market.tape.apply(trades)
+                    count += len(trades)
+                await asyncio.sleep(0)
+        market.candles.closed()  # told long ago
+        if days:
+            log.info("bars are back", days=days, trades=count, seconds=round(time.monotonic() - began_s, 3))
 
     async def _tidy_days(self) -> None:
         """At the start and each hour: finished days of the tick log are sealed, written as Parquet, and deleted."""

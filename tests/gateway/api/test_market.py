@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gateway.feeds.clock import now_us
 from gateway.feeds.ticks import BookDiff, BookSnapshot, Status, StatusKind
-from tests.gateway.api.sites import E9, market, sites, trades, until
+from tests.gateway.api.sites import E9, Site, market, sites, trades, until
 from tests.node.solo import order
 
 MINUTE_US = 60_000_000
@@ -144,3 +144,25 @@ async def test_our_own_venue_is_one_of_them(tmp_path: Path) -> None:
         assert (row["bid"], row["ask"], row["last"], row["last_venue"]) == (None, "101", "100", "tiebreak")
         (bar,) = (await site.ask("/v1/market/candles?symbol=AAPL-USD")).body["items"]
         assert (bar["close"], bar["volume"]) == ("100", "10")
+
+
+async def test_bars_and_the_last_price_are_back_after_a_restart() -> None:
+    async with sites(NOWHERE, start=False) as (site,):
+        await site.app.start()
+        minute_us = now_us() // MINUTE_US * MINUTE_US
+        for price in ("100", "102", "101"):
+            site.trade("AAPL", price)
+        before = await site.ask("/v1/market/candles?symbol=AAPL&start=2020-01-01T00:00:00Z")
+        await site.app.stop()
+
+        again = Site(site.config, site.session)
+        await again.app.start()
+        after = await again.ask("/v1/market/candles?symbol=AAPL&start=2020-01-01T00:00:00Z")
+        (row,) = (await again.ask("/v1/market/quotes?symbols=AAPL")).body["items"]
+        await again.app.stop()
+        assert [bar["high"] for bar in before.body["items"]] and now_us() - minute_us < 10 * MINUTE_US
+        same = ("start", "open", "high", "low", "close", "volume", "trades", "vwap")
+        assert [[bar[name] for name in same] for bar in after.body["items"]] == [
+            [bar[name] for name in same] for bar in before.body["items"]
+        ]
+        assert (row["last"], row["stale"]) == ("101", True)  # known, and not taken for fresh
