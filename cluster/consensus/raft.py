@@ -877,7 +877,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _on_disk(self, member: str, message: DiskIs) -> None:
         if message.disk_id in self._lost_disks:
             return  # said before it was lost, and late
-        before, self._disks[member] = self._disks.get(member), message
+        before = self._disks.get(member)
+        if before is not None and before.disk_id == message.disk_id and before.joined and not message.joined:
+            return  # said before it joined, and late: a disk joins once, for ever
+        self._disks[member] = message
         if before is not None and before.disk_id != message.disk_id:
             self._lost_disks.add(before.disk_id)
         remembered = self.journal.peer_disk_ids.get(member)
