@@ -155,7 +155,9 @@ class Checks:
             self.counters["configurations_truncated"] += 1
             configurations.pop()
         if first > 1 and kept < first:
-            # The log begins anew. Whatever it does not hold was committed, configurations too.
+            # The log begins anew. Whatever it does not hold was committed, configurations too; what was not is gone.
+            while len(configurations) > 1 and configurations[-1][0] > shadow.committed:
+                configurations.pop()
             newest = max((known for known in self.configurations if known[0] <= first), default=configurations[-1])
             configurations[-1] = max(newest, configurations[-1], key=lambda known: known[0])
             changed = True
