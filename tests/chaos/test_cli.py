@@ -36,7 +36,9 @@ def test_show_prints_a_run_and_repeats_a_part_of_its_faults() -> None:
     assert (outcome.seed, outcome.broken) == (3, "")
 
 
-@pytest.mark.parametrize(("only", "says"), [("a", "numbers of faults"), ("0,9999", "has faults 0 to"), ("-1", "has faults 0 to")])
+@pytest.mark.parametrize(
+    ("only", "says"), [("a", "numbers of faults"), ("0,9999", "has faults 0 to"), ("-1", "has faults 0 to")]
+)
 def test_faults_that_a_seed_does_not_have_are_refused(only: str, says: str) -> None:
     refused = run(app, ["show", "3", "--only", only])
     assert refused.exit_code == 2
