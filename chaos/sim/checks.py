@@ -156,10 +156,9 @@ class Checks:
             configurations.pop()
         if first > 1 and kept < first:
             # The log begins anew. Whatever it does not hold was committed, configurations too; what was not is gone.
-            while len(configurations) > 1 and configurations[-1][0] > shadow.committed:
-                configurations.pop()
-            newest = max((known for known in self.configurations if known[0] <= first), default=configurations[-1])
-            configurations[-1] = max(newest, configurations[-1], key=lambda known: known[0])
+            settled = [one for one in self.configurations if one[0] <= first]
+            settled += [one for one in configurations if one[0] <= shadow.committed]
+            configurations[:] = [max(settled, key=lambda one: one[0])] if settled else configurations[-1:]
             changed = True
         for command, index, term in reversed(fresh):
             terms.extend([0] * (index - len(terms)))
