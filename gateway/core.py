@@ -17,9 +17,10 @@ import structlog
 from cluster.certificates import client_context, server_context
 from gateway.alerts.fills import Fill, Fills
 from gateway.alerts.service import Alerts
+from gateway.cache.ranks import CacheRanks
 from gateway.cache.rates import CacheRates
 from gateway.cache.server import CacheServer
-from gateway.cache.state import StateCache, connect
+from gateway.cache.state import CacheAway, StateCache, connect
 from gateway.config import GatewayConfig, Notify
 from gateway.events import Traded
 from gateway.feeds.clock import now_us
@@ -81,6 +82,7 @@ class Core:
         """Notices for users who are connected to this gateway."""
         self.on_ticks: list[Callable[[list[Tick]], None]] = []
         """Called with every feed's ticks, behind the market data's own taking."""
+        self.on_ranked: list[Callable[[], None]] = []
         self.draining = False
         data = config.data_dir
         data.mkdir(parents=True, exist_ok=True)
@@ -104,6 +106,8 @@ class Core:
         self.history = History()
         self.cache_server: CacheServer | None = None
         self.rates: CacheRates | None = None
+        self._ranked = asyncio.Event()
+        self.leaderboard.on_tables = self._tables_are_new
         self._cache_client: Any = None
         self._linked: dict[str, int] = dict.fromkeys(config.peers, 0)
         """When each other site was last linked, in microseconds; -1: it is now."""
@@ -163,6 +167,7 @@ class Core:
         self._run("follower", self.follower.run())
         self._run("cache", self.projection.keep_cache())
         self._run("leaderboard", self.leaderboard.run())
+        self._run("ranks", self._keep_ranks(CacheRanks(self._cache_client, scope)))
         self._run("alive", self._say_alive())
         self._run("ticklog", self._keep_ticklog())
         self._run("finished days", self._tidy_days())
@@ -255,6 +260,22 @@ class Core:
             if time.monotonic() - synced_at >= SYNC_S:
                 synced_at = time.monotonic()
                 await asyncio.get_running_loop().run_in_executor(None, log_.sync)
+
+    def _tables_are_new(self) -> None:
+        self._ranked.set()
+        for hook in self.on_ranked:
+            hook()
+
+    async def _keep_ranks(self, ranks: CacheRanks) -> None:
+        """Write each ranking to the cache; what a cache that is away misses, the next ranking brings."""
+        while True:
+            await self._ranked.wait()
+            self._ranked.clear()
+            try:
+                for table in list(self.leaderboard.tables.values()):
+                    await ranks.write(table.period, {place.account: place.return_pct for place in table.top})
+            except CacheAway as error:
+                log.debug("ranks are not in the cache", error=str(error))
 
     async def _take_bars_back(self) -> None:
         """The bars that the newest days of the tick log have, as many days as are soon read; trades of today's tape."""

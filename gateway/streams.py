@@ -49,7 +49,7 @@ class Streams:
         )
         core.on_ticks.append(self.publisher.take)
         core.on_notice = self._notice
-        core.leaderboard.on_tables = self._ranked
+        core.on_ranked.append(self._ranked)
         core.projection.on_batch += [self.private.apply, self._moved]
         core.projection.on_reset.append(self.private.reset)
 

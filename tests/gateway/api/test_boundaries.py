@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gateway.cache.state import connect
 from gateway.notify.notice import Notice
 from node.session_token import SessionTokens
 from tests.gateway.api.sites import Site, market, sites, trades, until, url
@@ -217,6 +218,24 @@ async def test_events_that_arrive_late_move_the_leaderboard_then_and_its_age_say
         assert first["return_pct"] > 0 > last["return_pct"]
         mine = await site.ask("/v1/leaderboard/me")
         assert mine.body["places"]["all"]["rank"] == 1 and mine.body["name"] == first["name"]
+
+
+async def test_the_sorted_set_in_the_cache_is_the_leaderboard(tmp_path: Path) -> None:
+    async with market(tmp_path) as (solo, (site,)):
+        site.quote("AAPL-USD", "99.99", "100.01")
+        await site.core.leaderboard.rank()
+        await trades(solo, qty=100, price="50.00")
+        await site.reaches(solo.log.index)
+        site.quote("AAPL-USD", "99.99", "100.01")
+        await site.core.leaderboard.rank()
+        client = connect(site.core.cache_server.url)
+        key = "{tb:test-cluster:dc-a}:ranks:all"
+        async with asyncio.timeout(5):
+            while (found := await client.zrange(key, 0, -1)) != [b"anna", b"bert"]:
+                assert set(found) <= {b"anna", b"bert"}
+                await asyncio.sleep(0.02)
+        assert 0 < await client.ttl(key) <= 60
+        await client.aclose()
 
 
 async def test_who_opted_out_is_not_on_the_leaderboard(tmp_path: Path) -> None:
