@@ -186,7 +186,7 @@ class Gateways:
     def cache_gone(self) -> None:
         """Kill one gateway's cache server: it goes on from memory, and says so."""
         name, url = next(iter(self._urls.items()))
-        pid = _cache_pid(self.cluster.folder.log(name), self.cluster.folder.data(name))
+        pid = _cache_pid(self.cluster.folder.log(name))
         os.kill(pid, signal.SIGKILL)
         said, took_ms = self._until(
             lambda: self.ask(url, "/v1/gateway"), lambda said: str(said.body.get("cache", "")).startswith("away")
@@ -210,14 +210,14 @@ def _write_feed(path: Path, symbol: str, price: Decimal) -> None:
     path.write_text(re.sub(r"^prices = .*$", feed, text, flags=re.MULTILINE), "utf-8")
 
 
-def _cache_pid(log: Path, data: Path) -> int:
+def _cache_pid(log: Path) -> int:
     """Of the server that this gateway started, and of nobody else. Raises RunError."""
     for line in reversed(log.read_text("utf-8").splitlines()):
         if '"cache server started"' in line:
-            pid = int(json.loads(line)["pid"])
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if os.fsencode(data) in command:
-                return pid
+            said = json.loads(line)
+            command = Path(f"/proc/{said['pid']}/cmdline").read_bytes()
+            if os.fsencode(said["socket"]) in command:
+                return int(said["pid"])
     raise RunError(f"{log} names no cache server of this gateway that runs")
 
 
