@@ -1,8 +1,7 @@
 """What accounts hold and what became of it: lots, cost, realised gains, from the same events as the balances.
 
 Cash is an asset that others are priced in and that is itself priced in none. A gateway that starts from a node's
-snapshot knows what is held, and not for how much it was bought: those lots have no basis, and the view says so, until
-the node's trade history has told it (see history.py).
+snapshot knows what is held, and not for how much it was bought: those lots have no basis, and the view says so.
 """
 
 from collections.abc import Callable, Iterable

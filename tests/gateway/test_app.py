@@ -12,7 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from cluster.folder import ClusterFolder, create
 from gateway.config import InvalidGateway, read_gateway
+from gateway.prefs.seal import read_keyring
+from node.auth import Authenticator, public_keys
 from tests.gateway.api.sites import market, sites, url, write_file, write_keys
 from tests.node.fakes import free_ports
 from tests.node.solo import Solo, bearer, list_market, token
@@ -225,6 +228,25 @@ async def test_the_document_names_every_route(tmp_path: Path) -> None:
         named = {(method, path) for path, methods in document["paths"].items() for method in methods}
         assert routes - named == {("get", "/openapi.json"), ("get", "/v1/stream")}
         assert named <= routes
+
+
+@pytest.mark.parametrize("shape", ["1+1+1", "2+2+1"])
+def test_what_cluster_init_writes_is_a_gateways(shape: str, tmp_path: Path) -> None:
+    create(tmp_path / "c", shape=shape, base_port=7700)
+    folder = ClusterFolder(tmp_path / "c")
+    configs = [read_gateway(folder.config(name)) for name in folder.gateway_names()]
+    assert [(one.site, one.listen.port, one.listen.link_port) for one in configs] == [
+        ("dc-a", 7720, 7725),
+        ("dc-b", 7721, 7726),
+    ]
+    for one, other in zip(configs, reversed(configs), strict=True):
+        assert one.peers == {other.site: (other.listen.host, other.listen.link_port)}
+        principal = Authenticator(public_keys(one.token_public_key)).verify(one.token_file.read_text().strip())
+        assert (principal.role, principal.all_accounts) == ("auditor", True)
+        assert read_keyring(one.seal_keys).newest == 1
+        assert one.token_file.stat().st_mode & 0o077 == 0
+    # Each asks its own site first.
+    assert configs[1].nodes.addresses[0].endswith("7711" if shape == "1+1+1" else "7712")
 
 
 def test_a_gateway_of_another_site_may_not_use_this_certificate(root: Path) -> None:
