@@ -244,7 +244,8 @@ def _help_of(tree: ast.Module, attribute: str) -> str:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             named = [ast.unparse(one.func) for one in node.decorator_list if isinstance(one, ast.Call)]
             if f"{attribute}.command" in named:
-                return (ast.get_docstring(node) or "").split(". ", maxsplit=1)[0].rstrip(".") + "."
+                said = (ast.get_docstring(node) or "").split("\n", maxsplit=1)[0].split(". ", maxsplit=1)[0]
+                return said.rstrip(".") + "." if said else ""
     return ""
 
 

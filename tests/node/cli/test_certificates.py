@@ -124,7 +124,7 @@ def test_a_node_that_takes_gateways_alone_is_asked_with_a_gateways_certificate(u
     for name in MEMBERS:
         path = folder / "members" / f"{name}.toml"
         path.write_text(path.read_text("utf-8").replace("[timing]", API_TLS + "[timing]"), "utf-8")
-    user.does("up")
+    user.does("up dc-a dc-b tiebreaker")  # its gateways were told http
     port = ClusterFolder(folder).topology().member("dc-a").api_port
     asked = f"asset list --url https://localhost:{port} --ca {certs / 'ca.crt'}"
     assert user.does(f"{asked} --timeout-ms 500", code=4)

@@ -52,7 +52,9 @@ def user(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 def test_a_day_at_the_terminal(user: User) -> None:
-    assert {row["member"] for row in user.gets("up")} == {"dc-a", "dc-b", "tiebreaker"}
+    assert {row["member"] for row in user.gets("up")} == {
+        "dc-a", "dc-b", "tiebreaker", "gateway-dc-a", "gateway-dc-b",
+    }  # fmt: skip
     report = user.waits_for_health()
     leader = report["leader"]
 

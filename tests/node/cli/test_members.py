@@ -194,7 +194,9 @@ def _steps(user: User, launcher: Launcher) -> None:
     assert user.gets("cluster add dc-c --site dc-a")["configuration_index"] == added["configuration_index"]
     assert "dc-c" in user.does("cluster promote dc-c --timeout-ms 500", code=1).err
     # `up` knows who came later.
-    assert {row["member"] for row in user.gets("up")} == {"dc-a", "dc-b", "tiebreaker", "dc-c"}
+    assert {row["member"] for row in user.gets("up")} == {
+        "dc-a", "dc-b", "tiebreaker", "dc-c", "gateway-dc-a", "gateway-dc-b",
+    }  # fmt: skip
     assert "learner" in user.waits_for_health()["members"][-1]["view"]["standing"]
     assert standings(user.gets("cluster promote dc-c --wait"))["dc-c"] == "voter"
     shown = user.gets("cluster members")
