@@ -215,7 +215,7 @@ def _steps(user: User, launcher: Launcher) -> None:
     assert standings(user.gets(f"cluster demote {other}"))[other] == "learner"
     assert standings(user.gets(f"cluster remove {other}")).keys() == {keeps, "tiebreaker", "dc-d"}
     assert "never comes back" in user.does(f"cluster add {other} --site dc-b", code=1).err
-    assert {row["member"] for row in user.gets("down")} == {keeps, "tiebreaker", "dc-d"}
+    assert {row["member"] for row in user.gets("down")} == {keeps, "tiebreaker", "dc-d", "gateway-dc-a", "gateway-dc-b"}
 
 
 def test_a_read_replica_reads_and_never_counts(tmp_path: Path) -> None:
