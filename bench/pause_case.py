@@ -21,6 +21,7 @@ from bench.watching import caught_up, leader_of, views
 from cluster.client import Client
 
 OUTAGE_MS_MAX = 1_000.0
+"""Until another leads. Clients prefer the leader, and give a silent one up after 3 s of their own."""
 LOCAL_STALE_MIN = 1
 SETTLED_S = 1.0
 AWAKE_S = 1.0
@@ -220,9 +221,9 @@ def figures(story: Story) -> list[Figure]:
         free = [_outage_ms([story.free], one) for one in some]
         found += [
             Figure(f"pause of {length_s:g} s: another leads after, p50", percentile(elected, 50), "ms"),
-            Figure("  longest", max(elected), "ms"),
+            at_most("  longest", max(elected), OUTAGE_MS_MAX, "ms"),
             Figure("  outage p50", percentile(anyone, 50), "ms"),
-            at_most("  outage longest", max(anyone), OUTAGE_MS_MAX, "ms"),
+            Figure("  outage longest", max(anyone), "ms"),
             Figure("  outage of a client that was connected to the paused member, longest", max(free), "ms"),
         ]
     return [
