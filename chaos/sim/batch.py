@@ -9,9 +9,10 @@ import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from importlib.metadata import version
-from multiprocessing.pool import AsyncResult
+from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 
 import msgspec
@@ -159,7 +160,7 @@ def outcomes(engine: str, seeds: Iterable[int], shape: str | None, jobs: int) ->
     if jobs == 1:
         yield from map(one, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, leave_interrupts) as pool:
+    with workers(jobs) as pool:
         ahead: deque[AsyncResult[Outcome]] = deque()
         for task in tasks:
             ahead.append(pool.apply_async(one, (task,)))
@@ -169,9 +170,16 @@ def outcomes(engine: str, seeds: Iterable[int], shape: str | None, jobs: int) ->
             yield ahead.popleft().get()
 
 
-def leave_interrupts() -> None:
-    """Ctrl-C goes to all processes of a terminal; the one that gave out the seeds ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def workers(jobs: int) -> Iterator[Pool]:
+    """Processes that leave an interrupt to this one, from their first instruction on; they end with the block."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pool = multiprocessing.get_context("spawn").Pool(jobs)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pool:
+        yield pool
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import sys
 import time
 from itertools import count
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from chaos.sim import batch as batches
 from chaos.sim import mutants, real_mutants, scripts
-from chaos.sim.batch import Batch, leave_interrupts
+from chaos.sim.batch import Batch, workers
 from chaos.sim.engines import engine_named
 from chaos.sim.quiet import quiet
 from chaos.sim.run import SHAPES, Outcome, Plan, Run, draw_plan, shrink
@@ -170,7 +169,7 @@ def hunt_mutants(
 def _survey(names: list[str], seeds: int, jobs: int) -> None:
     """Random seeds first come first served; a mutant that neither way notices is a failure."""
     rows: list[mutants.Row] = []
-    with _progress() as progress, multiprocessing.get_context("spawn").Pool(jobs, leave_interrupts) as pool:
+    with _progress() as progress, workers(jobs) as pool:
         task = progress.add_task("mutants", total=len(names), said="")
         for row in pool.imap(functools.partial(mutants.survey, seeds=seeds), names):
             rows.append(row)
