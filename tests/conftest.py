@@ -1,6 +1,7 @@
 """What all tests share: examples that are the same on every run, and real data that is missed loudly."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if missed:
         text = f"{missed} tests need the market data in TIEBREAK_DATA and DID NOT RUN; all else did"
         terminalreporter.write_line(text, yellow=True, bold=True)
+
+
+def pytest_configure() -> None:
+    """A shell without job control starts background jobs with interrupts ignored, and children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
