@@ -30,6 +30,7 @@ HOMES = {
         "node/channel.py",
         "node/context.py",
         "node/docs_page.py",
+        "node/doorway.py",
         "node/feed.py",
         "node/guard.py",
         "node/limits.py",
