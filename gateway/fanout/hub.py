@@ -7,6 +7,7 @@ its marks, so that it gets the newest when there is room: that is all there is t
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import structlog
@@ -79,7 +80,7 @@ class Round:
         return self._json if formats == JSON else self._msgpack
 
 
-class Reader:
+class Reader(ABC):
     """Whoever is told: a client's connection, or a worker process."""
 
     __slots__ = ("dirty", "slow", "slow_at_s", "topics")
@@ -90,17 +91,17 @@ class Reader:
         self.slow_at_s = 0.0
         self.topics: dict[Key, Topic] = {}
 
+    @abstractmethod
     def take(self, topic: Topic, fragment: Fragment, seq: int) -> None:
         """One update that must not be lost."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take_diff(self, topic: Topic, fragment: Fragment) -> None:
         """One diff of a book."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, now: Round) -> int:
         """Send what there is, if there is room; gives how many updates went. Never waits, never raises."""
-        raise NotImplementedError
 
 
 class Hub:

@@ -4,6 +4,7 @@ A handler parses a whole frame before it changes anything, so a frame that is re
 numbered feed the hole that it leaves is then found like any other gap.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -42,7 +43,7 @@ class Fetch(Struct, frozen=True):
 Request = Send | Fetch
 
 
-class Handler:
+class Handler(ABC):
     """One venue's feed. `venue` and `counts` are for everyone to read; a subclass gives `_feed`."""
 
     venue: str = ""
@@ -79,14 +80,15 @@ class Handler:
         wanted, self._requests = self._requests, []
         return wanted
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027 - those that keep nothing have nothing to forget
         """Forget what a connection said: books, numbers. Counts and the guard's memory of prices stay."""
 
     def _subscribe(self) -> list[Request]:
         return []
 
+    @abstractmethod
     def _feed(self, frame: bytes, receive_us: int) -> list[Tick]:
-        raise NotImplementedError
+        """What one frame of the venue says. Raises BadFrame."""
 
     def _fetched(self, key: str, body: bytes, receive_us: int) -> list[Tick]:
         raise BadFrame("not_asked_for")

@@ -1,6 +1,7 @@
 """The outgoing side of one client: one frame per round with all that is new, conflated while its connection is full."""
 
 import asyncio
+from abc import abstractmethod
 
 import msgspec
 from msgspec import Struct
@@ -81,9 +82,9 @@ class Outlet(Reader):
         if self.queued_bytes > self.allowed_bytes:
             self.full()
 
+    @abstractmethod
     def full(self) -> None:
         """Its queue is full: it must be cut."""
-        raise NotImplementedError
 
     def take_diff(self, topic: Topic, fragment: Fragment) -> None:
         if self.full_since_s:

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.feeds.binance import Binance
 from gateway.feeds.coinbase import Coinbase
+from gateway.feeds.handler import Handler
 from gateway.feeds.iex import IexTops
 from gateway.feeds.kraken import Kraken
 from gateway.feeds.lean import LeanTicks
@@ -65,7 +66,7 @@ def test_each_kind_of_file_finds_its_handler(tmp_path: Path) -> None:
     (tmp_path / "iex.pcap").write_bytes(pcap([iex_segment(1, [iex_quote("A", 1, 2)])]))
     (tmp_path / "k.jsonl").write_bytes(exchange("KRAKEN", [kraken_snapshot([("1.0", "1.0")], [("2.0", "1.0")])]))
     (tmp_path / "c.jsonl").write_bytes(exchange("COINBASE", [coinbase_book(0, [("1", "1")], snapshot=True)]))
-    expected = [
+    expected: list[tuple[Path, type[Handler], list[str]]] = [
         (lean / "20131007_trade.zip", LeanTicks, ["Quote", "Trade", "Quote"]),
         (tmp_path / "AAPL_2012-06-21_1_2_message_1.csv", Lobster, ["BookSnapshot", "Quote"]),
         (tmp_path / "spot.gz", Binance, ["BookSnapshot"]),

@@ -2,6 +2,7 @@
 
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import pytest
@@ -67,7 +68,7 @@ def rows(side: dict[int, int]) -> list[tuple[str, str]]:
     return [(f"{price}.0", f"{size}.00000000") for price, size in side.items()]
 
 
-class Line:
+class Line(ABC):
     """One venue's side of the line: frames of changes, and what it sends when it is asked for the whole."""
 
     handler: BookHandler
@@ -77,12 +78,13 @@ class Line:
         self.first: list[Tick] = []
         """What the handler told of the first snapshot, where it comes unasked."""
 
+    @abstractmethod
     def change(self) -> bytes:
-        raise NotImplementedError
+        """The next change of the book, as a frame."""
 
+    @abstractmethod
     def asked(self) -> list[Tick]:
         """Answer what the handler wants."""
-        raise NotImplementedError
 
 
 class BinanceLine(Line):
