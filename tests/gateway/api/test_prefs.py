@@ -1,6 +1,7 @@
 """Preferences, alerts and dead letters over HTTP: whose they are, what is refused, what is never shown."""
 
 from pathlib import Path
+from typing import Any
 
 from tests.gateway.api.sites import market, sites
 
@@ -16,6 +17,19 @@ async def test_preferences_are_set_unset_and_secrets_are_never_shown() -> None:
         assert set(changed.body["set_at"]) == set(body) and changed.headers["Cache-Control"] == "private, no-cache"
         unset = await site.ask("/v1/preferences", method="PATCH", body={"language": None})
         assert unset.body["preferences"]["language"] == "en"
+
+
+async def test_bodies_are_read_as_a_node_reads_them() -> None:
+    async with sites(NOWHERE) as (site,):
+        for headers, status in (
+            ({"Content_Type": "application/json; charset=utf-16"}, 415),
+            ({"Content_Type": "text/plain"}, 415),
+            ({"Content_Encoding": "gzip"}, 415),
+            ({"Content_Type": "application/json; charset=UTF-8"}, 200),
+        ):
+            options: Any = headers
+            answer = await site.ask("/v1/preferences", method="PATCH", body={"language": "de"}, **options)
+            assert answer.status == status, (headers, answer.body)
 
 
 async def test_what_can_not_be_is_refused_with_its_field() -> None:
