@@ -40,7 +40,7 @@ class Target(Protocol):
     def cache_pid(self, gateway: str) -> int | None: ...
 
     async def status(self, name: str) -> dict[str, Any] | None:
-        """What a member says of itself on /v1/status, asked directly and not through a proxy; None: no answer in 1 s."""
+        """What a member says of itself on /v1/status, asked directly, no proxy between; None: no answer in 1 s."""
         ...
 
     async def leader(self) -> str:
