@@ -60,6 +60,7 @@ key = "../certs/{name}.key"
 [timing]     # milliseconds, for example: command_timeout_ms = 5000, flush_ms = 250
 [limits]     # for example: rate_per_s = 50000 (per principal), connections_max = 10000
 [retention]  # days kept on disk, 0 is for ever, for example: ledger_days = 0, events_days = 7
+# [dial]     # where another member is dialed instead of its peer address: dc-a = "127.0.0.1:9000"
 """
 
 

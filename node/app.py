@@ -436,6 +436,7 @@ def make_engine(config: NodeConfig) -> Engine:
             member=config.name,
             folder=config.data_dir / "journal",
             tls=config.tls,
+            dial=config.dial,
             # Below the mark at which we refuse politely.
             limits=Limits(
                 free_bytes_min=config.limits.disk_free_bytes_min // 2,

@@ -125,7 +125,11 @@ class ApiTls(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemberFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """The TOML of one member, as it is written. Paths are relative to the file."""
+    """The TOML of one member, as it is written. Paths are relative to the file.
+
+    dial: member to "host:port": where that member is dialed instead of its peer address, so that a proxy or a tunnel
+        can stand between. Of each pair the member whose name sorts later dials. Identity stays the certificate's.
+    """
 
     name: str
     topology: str
@@ -136,6 +140,7 @@ class MemberFile(Struct, frozen=True, forbid_unknown_fields=True):
     timing: NodeTiming = NodeTiming()
     limits: NodeLimits = NodeLimits()
     retention: Retention = Retention()
+    dial: dict[str, str] = {}
     log_level: str = "info"
 
 
@@ -153,6 +158,7 @@ class NodeConfig(Struct, frozen=True):
     limits: NodeLimits
     retention: Retention
     log_level: str
+    dial: dict[str, tuple[str, int]] = {}
 
     @property
     def member(self) -> Member:
@@ -274,6 +280,7 @@ def read_config(path: Path) -> NodeConfig:
         limits=file.limits,
         retention=file.retention,
         log_level=file.log_level,
+        dial={name: _dialed(file.name, name, address, topology) for name, address in file.dial.items()},
     )
 
 
@@ -302,6 +309,16 @@ def _check_across(file: MemberFile, topology: Topology) -> None:
                 f"timing.{theirs} = {less} in {file.topology} and timing.{ours} = {more} in the member's file: "
                 f"{theirs} < {ours}; {why}"
             )
+
+
+def _dialed(me: str, name: str, address: str, topology: Topology) -> tuple[str, int]:
+    others = [member.name for member in topology.others(me)]
+    if name not in others:
+        raise InvalidConfig(f"dial.{name} = {address!r}: the other members are {', '.join(others)}")
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        raise InvalidConfig(f"dial.{name} = {address!r}: must be host:port, with a port between 1 and 65535")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _api_tls(base: Path, api: ApiTls) -> ApiTlsFiles:

@@ -75,6 +75,13 @@ BAD = [
     ("../certs/ca.crt", "../certs/dc-b.crt", ["tls", "issued by 'CN=tiebreak", "dc-b.crt is 'CN=dc-b'"]),
     ("../certs/dc-a.crt", "../keys/token.pub", ["tls"]),
     ("[auth]", "[auth", ["dc-a.toml"]),
+    ("# [dial]", '[dial]\ndc-z = "127.0.0.1:9000"\n#', ["dial.dc-z", "dc-b, tiebreaker"]),
+    ("# [dial]", '[dial]\ndc-a = "127.0.0.1:9000"\n#', ["dial.dc-a", "dc-b, tiebreaker"]),
+    ("# [dial]", '[dial]\ndc-b = "127.0.0.1"\n#', ["dial.dc-b = '127.0.0.1'", "host:port"]),
+    ("# [dial]", '[dial]\ndc-b = ":9000"\n#', ["dial.dc-b = ':9000'", "host:port"]),
+    ("# [dial]", '[dial]\ndc-b = "127.0.0.1:70000"\n#', ["70000", "between 1 and 65535"]),
+    ("# [dial]", '[dial]\ndc-b = "127.0.0.1:٣"\n#', ["dial.dc-b", "host:port"]),
+    ("# [dial]", "[dial]\ndc-b = 9000\n#", ["dial", "str"]),
 ]
 
 
@@ -105,6 +112,13 @@ def test_the_written_config_is_taken(folder: ClusterFolder) -> None:
         config = read_config(folder.config(name))
         assert config.name == name
         assert config.is_witness == (name == "tiebreaker")
+        assert config.dial == {}
+
+
+def test_a_member_is_told_where_to_dial_others(folder: ClusterFolder) -> None:
+    path = folder.config("dc-b")
+    path.write_text(path.read_text("utf-8") + '[dial]\ndc-a = "127.0.0.1:9000"\ntiebreaker = "[::1]:9001"\n', "utf-8")
+    assert read_config(path).dial == {"dc-a": ("127.0.0.1", 9000), "tiebreaker": ("::1", 9001)}
 
 
 @pytest.mark.parametrize(
