@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from chaos.net.links import Link, Network
+from chaos.disk.mounts import LoopDisk
+from chaos.net.links import Address, Link, Network
+from cluster.client import Client
+from cluster.wire import AddMember
 
 
 class Target(Protocol):
@@ -33,6 +36,14 @@ class Target(Protocol):
         """Where a process keeps its data."""
         ...
 
+    def disk_of(self, name: str) -> LoopDisk | None:
+        """The file system of its own that a member's data lies on, so that its power can be cut (see disks.py)."""
+        ...
+
+    def address_of(self, name: str) -> Address:
+        """Where clients find a member or gateway; no proxy between."""
+        ...
+
     def pid(self, name: str) -> int | None:
         """None: it does not run."""
         ...
@@ -40,7 +51,10 @@ class Target(Protocol):
     def cache_pid(self, gateway: str) -> int | None: ...
 
     async def status(self, name: str) -> dict[str, Any] | None:
-        """What a member says of itself on /v1/status, asked directly, no proxy between; None: no answer in 1 s."""
+        """What a member says of itself on /v1/status, or a gateway on /v1/gateway; asked directly, no proxy between.
+
+        None: no answer within 1 s.
+        """
         ...
 
     async def leader(self) -> str:
@@ -65,4 +79,20 @@ class Target(Protocol):
 
     async def wipe(self, name: str) -> None:
         """Take away everything that a stopped process kept."""
+        ...
+
+    def operator(self) -> Client:
+        """A client that may change members; whoever asks for it closes it."""
+        ...
+
+    async def make_member(self, name: str, *, like: str) -> AddMember:
+        """Ports, files and links of one more member, at the site of `like` and with its role.
+
+        It is not started, and the cluster has not heard of it. `name` sorts after all others: of each pair the later
+        dials, so all links of the new member are its own, and no running member has to learn of a proxy.
+        """
+        ...
+
+    async def forget_member(self, name: str) -> None:
+        """It was removed for good: from now on it is in no list. Its process is ended if it runs."""
         ...
