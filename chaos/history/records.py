@@ -16,7 +16,18 @@ class Call(Struct, frozen=True, tag="call", tag_field="e", omit_defaults=True):
 
     op: counts up over the run. process: who calls, one call at a time; one whose call ended unknown is retired.
     at_ns: the machine's monotonic clock. workload: which one made it. kind: `transfer`, `place_order`, ...
-    target: the member or gateway that was asked, or `any`. key: the idempotency key, for commands.
+    target: the member or gateway that was asked, or `any`. key: the idempotency key, for commands; no two scopes of a
+    run use the same one.
+
+    What checkers know. Commands, args as a client gives them (decimal strings): open_account, deposit, transfer
+    (source, target, asset, amount), request_withdrawal, close_withdrawal, place_order, replace_order, cancel_order,
+    cancel_orders, add_asset, add_instrument, change_instrument, set_reference. Their answer: the fields of a client's
+    answer without key and index (id, status, filled_qty, ...), or {"error": word}.
+    Reads, with args `consistency` (linearizable, session, local) and `index` in the return: read_account (account;
+    answer: {"balances": {asset: [total, available]}}), read_order (order_id; status, filled_qty, leaves_qty, ...),
+    read_outcome (of_key; the answer that the key had, with its "index", or {"none": true}).
+    At gateways: add and remove (user, item), set (user, name, value), read_items (user; {"items": [...],
+    "values": {name: value}}) and any other kind, which counts for availability and for what it says of its age.
     """
 
     op: int
@@ -48,7 +59,11 @@ class Return(Struct, frozen=True, tag="return", tag_field="e", omit_defaults=Tru
 
 
 class Fault(Struct, frozen=True, tag="fault", tag_field="e", omit_defaults=True):
-    """number: which of the plan. did: what came of it, and how it was seen to bite (`seen` names the probe)."""
+    """number: which of the plan. did: what came of it, and how it was seen to bite (`seen` names the probe).
+
+    detail of what cuts members off: `minority`, those that can reach no majority while it lasts, and `majority`, those
+    that can. Of what stops or slows writes for all: neither.
+    """
 
     number: int
     at_ns: int
@@ -82,7 +97,10 @@ Line = Call | Return | Fault | Phase | Seen
 class Logged(Struct, frozen=True, omit_defaults=True):
     """A line of `log.jsonl`: one command of the committed log, in the order of its execution.
 
-    position: its place within the entry. scope, key: under which it is stored. command: its kind and fields.
+    position: its place within the entry. scope, key: under which it is stored. kind: of the command, as
+    `place_order`. command: its fields, in whole units. stamp_us: the leader's, of the entry. sent_at_us: the client's.
+    An entry without commands (a leader's first, a configuration) is one line of an empty kind, so that no index is
+    missing. `chaos.check.logged` makes these lines of an entry's payload.
     """
 
     index: int
@@ -91,6 +109,8 @@ class Logged(Struct, frozen=True, omit_defaults=True):
     key: str
     kind: str
     command: dict[str, Any] = {}
+    stamp_us: int = 0
+    sent_at_us: int = 0
 
 
 class Event(Struct, frozen=True, omit_defaults=True):
@@ -114,9 +134,9 @@ class Final(Struct, frozen=True, omit_defaults=True):
     """`final.json`: what was read back after healing, and once more after all members were stopped and started.
 
     complete: every read that had to be made was made. outcomes: for each key that was ever used, what the cluster says
-    of it (`none`: it was never executed). balances: account, asset, [total, available], as decimal strings, all read
-    at `index`. digests: of each full replica, at equal index. sites: what each gateway has of the users' alerts and
-    preferences, by user.
+    of it: the answer with its "index", or {"none": true}: it was never executed. balances: account, asset, [total,
+    available], as decimal strings, all read at `index`. digests: of each full replica, at equal index. sites: what each
+    gateway has of the users' alerts and preferences: gateway, user, {"items": [...], "values": {name: value}}.
     """
 
     complete: bool
