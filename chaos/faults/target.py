@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from chaos.disk.mounts import LoopDisk
-from chaos.net.links import Address, Link, Network
+from chaos.net.links import Link, Network
 from cluster.client import Client
 from cluster.wire import AddMember
 
@@ -33,15 +32,12 @@ class Target(Protocol):
     def site_of(self, name: str) -> str: ...
 
     def folder_of(self, name: str) -> Path:
-        """Where a process keeps its data."""
+        """Where a process keeps its data. Its power can be cut where this lies on a disk of `disks.py`."""
         ...
 
-    def disk_of(self, name: str) -> LoopDisk | None:
-        """The file system of its own that a member's data lies on, so that its power can be cut (see disks.py)."""
-        ...
-
-    def address_of(self, name: str) -> Address:
-        """Where clients find a member or gateway; no proxy between."""
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """The URL at which clients find each member and gateway; no proxy between."""
         ...
 
     def pid(self, name: str) -> int | None:
