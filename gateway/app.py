@@ -22,6 +22,7 @@ from gateway.market.ticklog import TickLogError
 from gateway.prefs.errors import StoreRefused
 from gateway.prefs.seal import KeyFileRefused
 from gateway.stream.admission import StreamLimits
+from gateway.stream.metrics import Counts, process_counts
 from gateway.stream.server import StreamServer
 from gateway.streams import Streams
 from gateway.tasks import end
@@ -71,6 +72,13 @@ class App:
             subscriptions_per_user_max=limits.subscriptions_max * limits.streams_per_user_max,
         )
 
+    def counts(self) -> Counts:
+        """Of the processes that serve clients: this one, or the workers that are fed, as they said last."""
+        if self.server is not None:
+            return {"core": self.server.counts() | process_counts(self._guard)}
+        tallies = self._workers.tallies if self._workers is not None else {}
+        return {str(number): counts for number, counts in sorted(tallies.items())}
+
     # ---- start ----
 
     async def start(self) -> None:
@@ -93,9 +101,8 @@ class App:
                 limits=self.stream_limits,
                 is_ready=lambda: not core.why_not_ready(),
             )
-        self.api = Api(core, stream=self.server.handle if self.server is not None else None)
-        self.api.watch_guard(self._guard)
-        self.api.watch_streams(streams.hub, self.server)
+        self.api = Api(core, counts=self.counts, stream=self.server.handle if self.server is not None else None)
+        self.api.watch_streams(streams.hub)
         bounds = http_limits(core)
         self._runner = web.AppRunner(self.api.app, shutdown_timeout=2.0, **bounds.runner_options())  # type: ignore[arg-type]
         await self._runner.setup()
@@ -124,6 +131,7 @@ class App:
             lambda number: self._command(number, run, core_socket, rest), config.workers
         )
         self._workers = WorkerCore(core_socket, streams.hub, streams.source, run=run, on_drop=supervisor.kill)
+        self.api.watch_workers(supervisor, self._workers)
         await self._workers.start()
         self._tasks.append(asyncio.create_task(streams.hub.run(), name="fan-out to workers"))
         supervisor.start()

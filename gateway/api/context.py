@@ -15,12 +15,15 @@ from gateway.api.errors import AccountNotFound
 from gateway.api.metrics import Metrics
 from gateway.api.relay import Relay
 from gateway.core import Core
+from gateway.stream.metrics import Counts
 from node.auth import Principal
 from node.errors import Forbidden, InvalidField, Malformed
 
 CORE: web.AppKey[Core] = web.AppKey("core", Core)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 RELAY: web.AppKey[Relay] = web.AppKey("relay", Relay)
+COUNTS: web.AppKey[Callable[[], Counts]] = web.AppKey("counts", Callable)  # type: ignore[arg-type]
+"""What the processes that serve clients count; see gateway/stream/metrics.py."""
 PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 

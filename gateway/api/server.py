@@ -1,13 +1,13 @@
 """Puts the API of one gateway together: handlers behind their guards, what metrics watch."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import aiohttp
 from aiohttp import web
 
 from gateway.api import history, market, openapi, portfolio, prefs, ranking, status
-from gateway.api.context import CORE, METRICS, RELAY
+from gateway.api.context import CORE, COUNTS, METRICS, RELAY
 from gateway.api.guard import STREAM_PATH, Handler, middlewares
 from gateway.api.metrics import Metrics, Rows
 from gateway.api.rates import Rates
@@ -17,9 +17,11 @@ from gateway.fanout.hub import Hub
 from gateway.feeds.breaker import State
 from gateway.market.tickcursors import cursors
 from gateway.sources import LiveSource
-from gateway.stream.server import StreamServer
+from gateway.stream.metrics import Counts, StreamCollector, total
+from gateway.workers.core import Core as WorkerCore
+from gateway.workers.supervisor import Supervisor
 from node.auth import Authenticator, public_keys
-from node.guard import ConnectionGuard, HttpLimits
+from node.guard import HttpLimits
 
 RELAYED = (
     "orders", "orders:by_client_order_id", "orders/{tail:.*}", "accounts", "accounts/{tail:.*}", "transfers",
@@ -44,11 +46,15 @@ def authenticator(core: Core) -> Authenticator:
 
 
 class Api:
-    """The application of one gateway's core. stream: the handler of /v1/stream, if this process serves it."""
+    """The application of one gateway's core. stream: the handler of /v1/stream, if this process serves it.
 
-    def __init__(self, core: Core, *, stream: Handler | None = None) -> None:
+    counts: of the processes that serve clients, this one or the workers.
+    """
+
+    def __init__(self, core: Core, *, counts: Callable[[], Counts] = dict, stream: Handler | None = None) -> None:
         """Call it when the core is started. Needs the running loop."""
         self.core = core
+        self.counts = counts
         self.metrics = Metrics(core.config.site)
         # Its own: exact bytes both ways, no cookies kept, and as many connections as relays may be under way.
         self._session = aiohttp.ClientSession(
@@ -61,7 +67,7 @@ class Api:
         self.app = app = web.Application(
             middlewares=middlewares(authenticator(core), self.rates, bounds), client_max_size=bounds.body_bytes_max + 1
         )
-        app[CORE], app[METRICS], app[RELAY] = core, self.metrics, self.relay
+        app[CORE], app[METRICS], app[RELAY], app[COUNTS] = core, self.metrics, self.relay, counts
         for module in (market, portfolio, history, ranking, prefs, status, openapi):
             app.add_routes(module.ROUTES)
         for path in RELAYED:
@@ -82,27 +88,25 @@ class Api:
 
     # ---- metrics ----
 
-    def watch_guard(self, guard: ConnectionGuard) -> None:
-        watch = self.metrics.watch
-        watch("tiebreak_gateway_connections", "Open connections", lambda: len(guard.connections))
-        watch("tiebreak_gateway_connections_max", "Capacity", lambda: guard.limits.connections_max)
-        watch("tiebreak_gateway_connections_refused", "Beyond a bound", lambda: guard.refused, is_count=True)
-        watch("tiebreak_gateway_connections_cut", "Idle or too slow", lambda: guard.cut, is_count=True)
-
-    def watch_streams(self, hub: Hub, server: StreamServer | None) -> None:
-        """server: None: workers serve the streams, and this process feeds the workers."""
-        watch, rows = self.metrics.watch, self.metrics.watch_rows
+    def watch_streams(self, hub: Hub) -> None:
+        """hub: of this process, which serves the streams or feeds the workers that do."""
+        watch, rows, counts = self.metrics.watch, self.metrics.watch_rows, self.counts
+        watch("tiebreak_gateway_connections", "Open connections", lambda: total(counts(), "http_connections"))
+        watch("tiebreak_gateway_connections_max", "Capacity", lambda: self.core.config.limits.connections_max)
+        watch("tiebreak_gateway_streams", "Open streams", lambda: total(counts(), "connections"))
+        StreamCollector(self.metrics.registry, counts)
         watch("tiebreak_gateway_tick_seconds", "Between two rounds of sending", lambda: hub.pace.tick_ms / 1000)
         watch("tiebreak_gateway_shedding", "1 while candles and leaderboard are left out", lambda: bool(hub.pace.shed))
         watch("tiebreak_gateway_round_seconds", "Of the last round", lambda: hub.pace.round_ms / 1000)
         watch("tiebreak_gateway_topics", "That someone reads", lambda: len(hub.topics))
         rows("tiebreak_gateway_fanout", "Rounds, frames, updates", ("what",), _counts(hub.counters), is_count=True)
-        if server is not None:
-            watch("tiebreak_gateway_streams", "Open streams", lambda: len(server.connections))
-            watch(
-                "tiebreak_gateway_streams_refused", "Too many at once", lambda: server.admission.refused, is_count=True
-            )
-            rows("tiebreak_gateway_stream", "Streams, by outcome", ("what",), _counts(server.counters), is_count=True)
+
+    def watch_workers(self, supervisor: Supervisor, core: WorkerCore) -> None:
+        watch, rows = self.metrics.watch, self.metrics.watch_rows
+        watch("tiebreak_gateway_workers", "Worker processes that are fed", lambda: len(core.workers))
+        watch("tiebreak_gateway_workers_wanted", "Of the file", lambda: supervisor.count)
+        watch("tiebreak_gateway_worker_restarts", "Started again", lambda: supervisor.restarts, is_count=True)
+        rows("tiebreak_gateway_worker_links", "Workers", ("what",), _counts(core.counters), is_count=True)
 
     def _watch(self) -> None:
         core, watch, rows = self.core, self.metrics.watch, self.metrics.watch_rows

@@ -5,9 +5,11 @@ from typing import Any
 from aiohttp import web
 
 from gateway.api import context
-from gateway.api.context import CORE, METRICS, Age
+from gateway.api.context import CORE, COUNTS, METRICS, Age
 from gateway.api.metrics import CONTENT_TYPE
 from gateway.core import Core
+from gateway.projection.books import VENUE
+from gateway.stream.metrics import Counts, total
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -29,9 +31,12 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=request.app[METRICS].render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-def status_of(core: Core) -> dict[str, Any]:
-    """This gateway as it sees itself."""
+def status_of(core: Core, counts: Counts) -> dict[str, Any]:
+    """This gateway as it sees itself. counts: of the processes that serve its clients."""
     standing = core.projection.standing
+    now_us = core.market.clock()
+    heard = core.market.nbbo.venues()
+    venues = {name: max(0, now_us - at_us) // 1000 for name, at_us in sorted(heard.items()) if name != VENUE}
     return {
         "gateway": core.config.name,
         "site": core.config.site,
@@ -46,6 +51,12 @@ def status_of(core: Core) -> dict[str, Any]:
         "follows": core.follower.node,
         "feeds": {source.name: source.state for source in core.sources},
         "symbols": sum(1 for _ in core.market.nbbo.symbols()),
+        "market_age_ms": min(venues.values(), default=-1),
+        "venues": venues,
+        "streams": int(total(counts, "connections")),
+        "connections": int(total(counts, "http_connections")),
+        "workers": sum(1 for process in counts if process != "core"),
+        "workers_wanted": core.config.workers,
         "sites": core.sites.status(),
     }
 
@@ -53,7 +64,7 @@ def status_of(core: Core) -> dict[str, Any]:
 async def gateway(request: web.Request) -> web.Response:
     context.only(request)
     core = request.app[CORE]
-    return context.respond(request, status_of(core), Age(core.projection.standing.as_of_us))
+    return context.respond(request, status_of(core, request.app[COUNTS]()), Age(core.projection.standing.as_of_us))
 
 
 ROUTES = [

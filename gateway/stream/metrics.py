@@ -1,9 +1,12 @@
 """What the fan-out counts, for Prometheus: of this process, or of each worker as it told the core."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
+
+from node.guard import ConnectionGuard
 
 COUNTERS = {
     "opened": "Streams opened",
@@ -13,9 +16,13 @@ COUNTERS = {
     "rounds": "Rounds of sending",
     "frames": "Data frames sent",
     "updates": "Symbol updates sent",
+    "http_refused": "Connections refused beyond a bound",
+    "http_cut": "Connections ended as idle or too slow",
+    "cpu_seconds": "Processor time of the process",
 }
 GAUGES = {
     "connections": "Open streams",
+    "http_connections": "Open connections, streams among them",
     "subscriptions": "Topics subscribed to, each client's counted",
     "topics": "Topics that someone reads",
     "tick_ms": "At most one data frame per client in so much",
@@ -25,12 +32,29 @@ GAUGES = {
     "source_age_ms": "Since the process heard of anything new",
 }
 PREFIX = "tiebreak_gateway_stream_"
+Counts = Mapping[str, Mapping[str, float]]
+"""By the name of the process, `core` or a worker's number, what it counted."""
+
+
+def process_counts(guard: ConnectionGuard) -> dict[str, float]:
+    """What a process that serves clients says of its door and itself, beside StreamServer.counts."""
+    return {
+        "http_connections": float(len(guard.connections)),
+        "http_refused": float(guard.refused),
+        "http_cut": float(guard.cut),
+        "cpu_seconds": time.process_time(),
+    }
+
+
+def total(counts: Counts, name: str) -> float:
+    """Of all processes together."""
+    return sum(one.get(name, 0.0) for one in counts.values())
 
 
 class StreamCollector(Collector):
-    """counts: by the name of the process, `core` or a worker's number, what StreamServer.counts gives."""
+    """counts: by process, what StreamServer.counts and process_counts give."""
 
-    def __init__(self, registry: CollectorRegistry, counts: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+    def __init__(self, registry: CollectorRegistry, counts: Callable[[], Counts]) -> None:
         self._counts = counts
         registry.register(self)
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from gateway.fanout.hub import Hub
 from gateway.stream.admission import StreamLimits
+from gateway.stream.metrics import process_counts
 from gateway.stream.server import StreamServer
 from gateway.tasks import end
 from gateway.workers.link import CoreLink
@@ -112,7 +113,7 @@ class Worker:
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            self.link.tell(self.stream.counts())
+            self.link.tell(self.stream.counts() | process_counts(self.guard))
 
 
 @web.middleware

@@ -179,9 +179,38 @@ async def test_workers_share_the_port_and_ask_the_core(root: Path, tmp_path: Pat
                             break
                 (update,) = said["updates"]
                 assert update["portfolio"]["account"] == "anna"
+                # What the workers do is told by the core: in its metrics, and to whoever asks how the gateway is.
+                async with asyncio.timeout(10):
+                    while True:
+                        async with session.get("/v1/gateway", headers=headers) as response:
+                            status = await response.json()
+                        if status["streams"] and status["workers"] == 2:
+                            break
+                        await asyncio.sleep(0.1)
+                assert (status["streams"], status["workers_wanted"]) == (1, 2) and status["connections"] >= 2
+                async with session.get("/metrics") as response:
+                    told = numbers(await response.text())
+            processes = [f'{{process="{number}"}}' for number in range(2)]
+            assert sum(told[f"tiebreak_gateway_stream_connections{one}"] for one in processes) == 1
+            assert sum(told[f"tiebreak_gateway_stream_frames_total{one}"] for one in processes) >= 1
+            assert all(told[f"tiebreak_gateway_stream_cpu_seconds_total{one}"] > 0 for one in processes)
+            assert told["tiebreak_gateway_connections"] == sum(
+                told[f"tiebreak_gateway_stream_http_connections{one}"] for one in processes
+            )
+            assert (told["tiebreak_gateway_streams"], told["tiebreak_gateway_workers"]) == (1, 2)
+            assert told["tiebreak_gateway_connections_max"] == 100_000
             gateway.process.send_signal(signal.SIGTERM)
             code, talk = await gateway.ends()
         assert code == 0, talk
+
+
+def numbers(text: str) -> dict[str, float]:
+    """A page of metrics, by name and labels."""
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in text.splitlines())
+        if name[:1] not in ("", "#")
+    }
 
 
 async def test_not_ready_before_it_has_the_state_of_a_node() -> None:
