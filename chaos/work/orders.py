@@ -1,0 +1,140 @@
+"""orders: submitted, replaced, canceled and filled by 16 traders in three instruments; money and goods are reserved."""
+
+from collections import deque
+from decimal import Decimal
+from typing import Any
+
+from chaos.work import requests
+from chaos.work.context import Context
+from chaos.work.operation import Request
+from chaos.work.process import Process, settle
+from chaos.work.requests import plain
+from chaos.work.workload import Workload
+from chaos.work.zipf import Zipf
+
+TRADERS = 16
+QUOTE = "USD"
+BASES = ("ORDA", "ORDB", "ORDC")
+MONEY, GOODS = "1000000", "100000"
+MID_TICKS = 10_000
+SPREAD_TICKS = 40
+"""How far from the middle a side asks, either way: about half of all orders meet another at once."""
+QTY_MAX = 10
+OVERSELL = 0.03
+TOO_MANY = "90000000"
+KNOWN_MAX = 50
+"""Orders of an account that may still be open, the newest last."""
+
+
+def symbol_of(base: str) -> str:
+    return f"{base}-{QUOTE}"
+
+
+class Orders(Workload):
+    name = "orders"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.traders = [f"trader-{number:02d}" for number in range(TRADERS)]
+        self._zipf = Zipf(self.traders)
+        self._symbols = Zipf([symbol_of(base) for base in BASES])
+        self._open: dict[str, deque[tuple[str, str]]] = {trader: deque(maxlen=KNOWN_MAX) for trader in self.traders}
+
+    async def setup(self) -> None:
+        await settle(self.context, self.name, [[*market(QUOTE, 2)], *([*market(base, 0)] for base in BASES)])
+        listing = [
+            [
+                requests.add_instrument(
+                    symbol_of(base), base, QUOTE, tick_size="0.01", lot_size="1", key=f"setup-list-{base}"
+                )
+            ]
+            for base in BASES
+        ]
+        await settle(self.context, self.name, listing)
+        self.context.accounts.update(self.traders)
+        await settle(self.context, self.name, [funded(trader) for trader in self.traders])
+
+    async def step(self, process: Process) -> None:
+        chance = process.chance
+        account = self._zipf.one(chance)
+        known = self._open[account]
+        drawn = chance.random()
+        if drawn < 0.06:
+            await process.ask(requests.read_account(account))
+        elif drawn < 0.60 or not known:
+            await self._place(process, account)
+        elif drawn < 0.68:
+            await process.ask(requests.read_order(known[-1][1]))
+        elif drawn < 0.82:
+            await self._replace(process, account)
+        elif drawn < 0.995:
+            await self._cancel(process, account)
+        else:
+            known.clear()
+            await process.ask(requests.cancel_orders(account, key=process.new_key()))
+
+    async def _place(self, process: Process, account: str) -> None:
+        order = drawn_order(process, self._symbols.one(process.chance))
+        key = process.new_key()
+        reply = await process.ask(requests.place_order(account, order, key=key))
+        if reply.outcome == "ok" and reply.answer.get("leaves_qty", "0") != "0":
+            self._open[account].append((key, reply.answer["id"]))
+
+    async def _replace(self, process: Process, account: str) -> None:
+        chance = process.chance
+        named, order_id = self._open[account].pop()
+        is_key = chance.random() < 0.5
+        changes: dict[str, Any] = {"qty": str(chance.randint(1, QTY_MAX))}
+        if chance.random() < 0.6:
+            changes["limit_price"] = price_of(MID_TICKS + chance.randint(-SPREAD_TICKS, SPREAD_TICKS))
+        key = process.new_key()
+        request = requests.replace_order(
+            account, named=named if is_key else order_id, is_key=is_key, changes=changes, key=key
+        )
+        reply = await process.ask(request)
+        if reply.outcome == "ok" and "id" in reply.answer:
+            self._open[account].append((key, reply.answer["id"]))
+
+    async def _cancel(self, process: Process, account: str) -> None:
+        known = self._open[account]
+        named, order_id = known.popleft() if process.chance.random() < 0.5 else known.pop()
+        is_key = process.chance.random() < 0.5
+        key = process.new_key()
+        await process.ask(requests.cancel_order(account, named=named if is_key else order_id, is_key=is_key, key=key))
+
+
+def market(asset: str, scale: int) -> list[Request]:
+    return [requests.add_asset(asset, scale=scale, key=f"setup-asset-{asset}")]
+
+
+def funded(trader: str) -> list[Request]:
+    """Opened, with money and with goods."""
+    amounts = [(QUOTE, MONEY), *((base, GOODS) for base in BASES)]
+    return [
+        requests.open_account(trader, key=f"setup-open-{trader}"),
+        *(requests.deposit(trader, asset, amount, key=f"setup-fund-{trader}-{asset}") for asset, amount in amounts),
+    ]
+
+
+def drawn_order(process: Process, symbol: str) -> dict[str, Any]:
+    """Mostly limit orders that rest or meet one; some fill or go; a few ask for more than there is."""
+    chance = process.chance
+    order: dict[str, Any] = {
+        "symbol": symbol,
+        "side": chance.choice(("buy", "sell")),
+        "type": "limit",
+        "qty": str(chance.randint(1, QTY_MAX)),
+        "limit_price": price_of(MID_TICKS + chance.randint(-SPREAD_TICKS, SPREAD_TICKS)),
+    }
+    drawn = chance.random()
+    if drawn < OVERSELL:
+        order["qty"] = TOO_MANY
+    elif drawn < 0.10:
+        order["time_in_force"] = chance.choice(("ioc", "fok"))
+    elif drawn < 0.16:
+        order["post_only"] = True
+    return order
+
+
+def price_of(ticks: int) -> str:
+    return plain(Decimal(ticks) / 100)
