@@ -133,11 +133,18 @@ class Launcher:
         process = self._read_pid(name)
         return process.pid if process is not None and _runs(process) else None
 
-    def start(self, name: str, *, die_with_us: bool = False, environment: Mapping[str, str] | None = None) -> int:
+    def start(
+        self,
+        name: str,
+        *,
+        die_with_us: bool = False,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> int:
         """Start one member and return its pid, not waiting until it is ready. One that runs already is left alone.
 
         die_with_us: it is killed when the thread that called this ends, however it ends.
-        environment: variables added to ours.
+        environment: variables added to ours. prefix: a command to run it under, which becomes the member: `nice -n 5`.
 
         Raises PortInUse or StillRuns; nothing was started.
         """
@@ -153,7 +160,7 @@ class Launcher:
         with log_path.open("ab") as log:
             self._log_from[name] = log.tell()
             child = subprocess.Popen(
-                [*program, str(self.folder.config(name).resolve())],
+                [*prefix, *program, str(self.folder.config(name).resolve())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

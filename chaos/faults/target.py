@@ -11,7 +11,11 @@ from cluster.wire import AddMember
 
 
 class Target(Protocol):
-    """Members and gateways by name (`dc-a-1`, `tiebreaker`, `gateway-dc-a`). Everything runs on loopback."""
+    """Members and gateways by name (`dc-a-1`, `tiebreaker`, `gateway-dc-a`). Everything runs on loopback.
+
+    `pid`, `start`, `kill`, `stop` and `signal` also take `cache-dc-a`, the cache of that site's gateway, and `venue`,
+    which all feeds come from; `start` without an end of waiting is `ready_timeout_ms=0`.
+    """
 
     network: Network
 

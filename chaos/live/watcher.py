@@ -1,0 +1,82 @@
+"""Looks at every member and gateway some times a second, and writes down what it says of itself."""
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from chaos.history.file import HistoryWriter
+from chaos.live.bed import Bed
+from chaos.report.coverage import COUNTERS, WORD
+
+EVERY_S = 0.15
+COUNTERS_EVERY_S = 2.0
+SILENT_S = 0.7
+"""One that does not answer for so long is written down as not reached."""
+LINE = re.compile(r'^tiebreak_(?:link_)?(\w+?)(?:_total)?(?:\{(?:\w+="(\w+)")?[^}]*\})? ([0-9.e+]+)$', re.MULTILINE)
+
+
+class Watcher:
+    """`latest`: the last answer of each, None while it is not reached. Ends when its task is cancelled."""
+
+    def __init__(self, bed: Bed, writer: HistoryWriter) -> None:
+        self._bed = bed
+        self._writer = writer
+        self.latest: dict[str, dict[str, Any] | None] = {}
+        self._counted: dict[str, float] = {}
+        self._counters: dict[str, dict[str, int]] = {}
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self._watch(name) for name in (*self._bed.members, *self._bed.gateways)))
+
+    async def _watch(self, name: str) -> None:
+        while True:
+            began = time.monotonic()
+            status = await self._status(name)
+            self.latest[name] = status
+            self._write(name, status)
+            await asyncio.sleep(max(0.02, EVERY_S - (time.monotonic() - began)))
+
+    async def _status(self, name: str) -> dict[str, Any] | None:
+        try:
+            async with asyncio.timeout(SILENT_S):
+                status = await self._bed.status(name)
+                if status is not None and time.monotonic() - self._counted.get(name, 0) > COUNTERS_EVERY_S:
+                    self._counted[name] = time.monotonic()
+                    await self._count(name)
+                return status
+        except TimeoutError:
+            return None
+
+    async def _count(self, name: str) -> None:
+        page = await self._bed.ask(name, "/metrics", timeout_s=SILENT_S)
+        if page is not None and page.status == 200:
+            self._counters[name] = counters(page.body.decode("utf-8", "replace"))
+
+    def _write(self, name: str, status: dict[str, Any] | None) -> None:
+        if status is None:
+            self._writer.seen(name, up=False)
+            return
+        detail = {key: status[key] for key in ("pid", "leader", "has_quorum", "ready", "cache") if key in status}
+        if name in self._counters:
+            detail[WORD] = self._counters.pop(name)
+        self._writer.seen(
+            name,
+            up=True,
+            state=str(status.get("state", "")),
+            term=int(status.get("term", 0)),
+            commit=int(status.get("commit_index", 0)),
+            applied=int(status.get("applied_index", 0)),
+            detail=detail,
+        )
+
+
+def counters(page: str, wanted: Sequence[str] = tuple(COUNTERS)) -> dict[str, int]:
+    """Those of a page of metrics that a report shows; a counter's word is its name, or its first label."""
+    found: dict[str, int] = {}
+    for name, label, value in LINE.findall(page):
+        word = label if label in wanted else name
+        if word in wanted:
+            found[word] = found.get(word, 0) + int(float(value))
+    return found
