@@ -12,17 +12,23 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUNTIME := $(VENV)/.tiebreak-runtime
 DEV := $(VENV)/.tiebreak-dev
+TOXIPROXY := github.com/Shopify/toxiproxy/v2
+TOXIPROXY_VERSION := 2.12.0
 
 # Handed on by `make demo ARGS="--orders 50000"` and `make bench ARGS=...`.
 ARGS ?=
 # Narrows the last stage of the gate: `make test TESTS=tests/node`.
 TESTS ?= tests
 
-.PHONY: help install demo test bench lock clean
+# What the chaos tests use where this machine can have it; without it they skip, and say what is missing.
+EXTRAS := $(shell command -v go >/dev/null && echo toxiproxy; \
+  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v nft >/dev/null && echo nftables)
+
+.PHONY: help install demo test bench toxiproxy nftables lock clean
 
 help: ## list the targets
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do
-	  printf '  make %-9s %s\n' "$$name" "$$text"
+	  printf '  make %-10s %s\n' "$$name" "$$text"
 	done
 
 install: $(RUNTIME) ## make .venv with what runs need; instant when nothing changed
@@ -35,7 +41,7 @@ bench: $(RUNTIME) ## all benchmarks with their targets; ARGS="engine --seconds 1
 
 # The stages stop at the first that fails. pytest is last, so that its own summary closes the output;
 # it prints the slowest tests by itself (pyproject.toml).
-test: $(DEV) ## the whole gate: lint, format, types, import contracts, house rules, all tests
+test: $(DEV) $(EXTRAS) ## the whole gate: lint, format, types, import contracts, house rules, all tests
 	stage() {
 	  local name="$$1" began=$$SECONDS; shift
 	  printf -- '--- %s\n' "$$name"
@@ -49,6 +55,26 @@ test: $(DEV) ## the whole gate: lint, format, types, import contracts, house rul
 	stage 'house rules' $(BIN)/python -m pytest tests/house --durations=0 --durations-min=1
 	printf -- '--- tests\n'
 	exec $(BIN)/python -m pytest $(TESTS)
+
+toxiproxy: $(DEV) ## what `tiebreak chaos` cuts links with; instant when a toxiproxy-server is there
+	if [ -n "$${TOXIPROXY_SERVER:-}" ] || [ -x $(BIN)/toxiproxy-server ] || command -v toxiproxy-server >/dev/null; then exit 0; fi
+	if ! command -v go >/dev/null; then
+	  echo 'toxiproxy-server is built with Go 1.23 or newer; install Go and repeat, or put a toxiproxy-server 2.12' >&2
+	  echo 'on PATH, or name one in TOXIPROXY_SERVER' >&2; exit 1
+	fi
+	echo 'building toxiproxy-server into $(VENV)'
+	build=$$(mktemp -d); trap 'rm -rf "$$build"' EXIT
+	GOBIN="$$build" go install -ldflags '-X $(TOXIPROXY).Version=$(TOXIPROXY_VERSION)' \
+	  $(TOXIPROXY)/cmd/server@v$(TOXIPROXY_VERSION)
+	mv "$$build/server" $(BIN)/toxiproxy-server
+
+nftables: ## what namespaces drop packets with: nft, from the system's packages; needs root
+	if command -v nft >/dev/null; then exit 0; fi
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+	  echo 'install the package nftables; on Debian: sudo apt-get install nftables' >&2; exit 1
+	fi
+	echo 'installing nftables'
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nftables >/dev/null
 
 # setuptools first: PySyncObj is published as source only and is built with this one, hash-checked,
 # rather than with whatever an isolated build would fetch.
