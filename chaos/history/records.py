@@ -25,7 +25,11 @@ class Call(Struct, frozen=True, tag="call", tag_field="e", omit_defaults=True):
     answer without key and index (id, status, filled_qty, ...), or {"error": word}.
     Reads, with args `consistency` (linearizable, session, local) and `index` in the return: read_account (account;
     answer: {"balances": {asset: [total, available]}}), read_order (order_id; status, filled_qty, leaves_qty, ...),
-    read_outcome (of_key; the answer that the key had, with its "index", or {"none": true}).
+    read_outcome (of_key; the answer that the key had, with its "index", or {"none": true}), read_accounts (accounts,
+    all at one index; {"balances": {account: {asset: [total, available]}}}), read_ledger (account, asset; {"rows":
+    [[row, index, amount, balance]]}, the oldest first), read_open_orders and read_reference. A session read says in
+    `seen` which index its reader knew. What asks a register has args `register`, `f` (read, write, cas), `value` and
+    `expect`.
     At gateways: add and remove (user, item), set (user, name, value), read_items (user; {"items": [...],
     "values": {name: value}}) and any other kind, which counts for availability and for what it says of its age.
     """

@@ -1,10 +1,12 @@
 """ap: at both gateways users add and remove alerts and write preferences, whatever is cut, and look at screens."""
 
+import asyncio
+import time
 from collections import deque
 
 from chaos.work import at_gateways
 from chaos.work.context import Context
-from chaos.work.process import Process
+from chaos.work.process import Process, SetupFailed
 from chaos.work.workload import Workload
 from chaos.work.zipf import Zipf
 
@@ -12,8 +14,7 @@ ACTIVE = 12
 """Users at a time; few write most."""
 ADDS_MAX = 90
 """A user may have 100 alerts. One who added so many is left, and another begins."""
-SYMBOL = "AAPL"
-SYMBOLS = ("AAPL", "MSFT", "BTCUSDT")
+WARM_S = 30.0
 VALUES = ("leaderboard_name", "language")
 LANGUAGES = ("en", "de", "fr", "pt-BR")
 
@@ -43,6 +44,21 @@ class Ap(Workload):
         self.context.users.add(name)
         return User(name)
 
+    async def setup(self) -> None:
+        """Wait until each gateway has a quote: of what nobody quotes no alert is taken."""
+        deadline = time.monotonic() + WARM_S
+        for gateway in self.context.gateways:
+            process = Process(self.context, self.name, gateway)
+            try:
+                while (
+                    reply := await process.ask(at_gateways.read_quotes(self.context.symbols), gateway)
+                ).outcome != "ok":
+                    if time.monotonic() >= deadline:
+                        raise SetupFailed(f"{gateway} has no quote of {self.context.symbols[0]}: {reply.error}")
+                    await asyncio.sleep(0.1)
+            finally:
+                await process.close()
+
     async def step(self, process: Process) -> None:
         chance = process.chance
         place = self._places.one(chance)
@@ -63,7 +79,7 @@ class Ap(Workload):
         elif drawn < 0.66:
             await process.ask(at_gateways.read_values(user.name, VALUES))
         elif drawn < 0.84:
-            await process.ask(at_gateways.read_quotes(SYMBOLS))
+            await process.ask(at_gateways.read_quotes(self.context.symbols))
         elif drawn < 0.94 and self.context.accounts:
             await process.ask(at_gateways.read_portfolio(chance.choice(sorted(self.context.accounts))))
         else:
@@ -75,7 +91,7 @@ class Ap(Workload):
         item = f"p{process.number}-{user.adds}-{process.chance.randrange(16**6):06x}"
         target = process.somewhere()
         price = at_gateways.ALERT_PRICE + process.chance.randrange(1_000)
-        reply = await process.ask(at_gateways.add(user.name, item, symbol=SYMBOL, price=price), target)
+        reply = await process.ask(at_gateways.add(user.name, item, symbol=self.context.symbols[0], price=price), target)
         if reply.outcome == "ok":
             user.items.append((item, target))
 

@@ -11,6 +11,8 @@ from node.auth import ALL, issue_token
 
 DEADLINE_MS = 1_000
 """How long one call may take. Members are asked to answer a little earlier: what they say beats silence."""
+SYMBOLS = ("BTC-USD",)
+"""What the venue of a run quotes."""
 TOKEN_S = 30 * 86_400
 """Longer than any clock fault jumps."""
 
@@ -42,6 +44,7 @@ class Context:
     """One run's. members: the API of each full replica by its name, witnesses left out: they hold no state. gateways:
     by their names too (`gateway-dc-a`). All addresses are direct (`http://127.0.0.1:7710`), no proxy between.
 
+    symbols: what gateways have quotes of.
     tally: how many calls ended how, by target and outcome. keys: every key that was ever sent, with the scope that it
     is kept in. accounts, users: all that were ever named; users are whose preferences and alerts gateways keep.
     """
@@ -54,6 +57,7 @@ class Context:
         gateways: Mapping[str, str],
         tokens: Tokens,
         seed: int,
+        symbols: Sequence[str] = SYMBOLS,
         deadline_ms: int = DEADLINE_MS,
     ) -> None:
         self.writer = writer
@@ -61,6 +65,7 @@ class Context:
         self.gateways = dict(gateways)
         self.tokens = tokens
         self.seed = seed
+        self.symbols = tuple(symbols)
         self.deadline_ms = deadline_ms
         self.tally: Counter[tuple[str, str]] = Counter()
         self.keys: dict[str, str] = {}

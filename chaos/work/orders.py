@@ -1,5 +1,6 @@
 """orders: submitted, replaced, canceled and filled by 16 traders in three instruments; money and goods are reserved."""
 
+import random
 from collections import deque
 from decimal import Decimal
 from typing import Any
@@ -17,13 +18,17 @@ QUOTE = "USD"
 BASES = ("ORDA", "ORDB", "ORDC")
 MONEY, GOODS = "1000000", "100000"
 MID_TICKS = 10_000
-SPREAD_TICKS = 40
-"""How far from the middle a side asks, either way: about half of all orders meet another at once."""
+NEAR_TICKS, FAR_TICKS = 12, 60
+"""How far an order may stand on the other side's half, and on its own: some meet another at once, most rest a while."""
 QTY_MAX = 10
 OVERSELL = 0.03
 TOO_MANY = "90000000"
+SIDES = ("buy", "sell")
 KNOWN_MAX = 50
 """Orders of an account that may still be open, the newest last."""
+
+
+FEES = {"ORDB": {"maker_bps": 2, "taker_bps": 9}}
 
 
 def symbol_of(base: str) -> str:
@@ -42,15 +47,7 @@ class Orders(Workload):
 
     async def setup(self) -> None:
         await settle(self.context, self.name, [[*market(QUOTE, 2)], *([*market(base, 0)] for base in BASES)])
-        listing = [
-            [
-                requests.add_instrument(
-                    symbol_of(base), base, QUOTE, tick_size="0.01", lot_size="1", key=f"setup-list-{base}"
-                )
-            ]
-            for base in BASES
-        ]
-        await settle(self.context, self.name, listing)
+        await settle(self.context, self.name, [listed(base) for base in BASES])
         self.context.accounts.update(self.traders)
         await settle(self.context, self.name, [funded(trader) for trader in self.traders])
 
@@ -86,7 +83,7 @@ class Orders(Workload):
         is_key = chance.random() < 0.5
         changes: dict[str, Any] = {"qty": str(chance.randint(1, QTY_MAX))}
         if chance.random() < 0.6:
-            changes["limit_price"] = price_of(MID_TICKS + chance.randint(-SPREAD_TICKS, SPREAD_TICKS))
+            changes["limit_price"] = drawn_price(chance, chance.choice(SIDES))
         key = process.new_key()
         request = requests.replace_order(
             account, named=named if is_key else order_id, is_key=is_key, changes=changes, key=key
@@ -97,7 +94,7 @@ class Orders(Workload):
 
     async def _cancel(self, process: Process, account: str) -> None:
         known = self._open[account]
-        named, order_id = known.popleft() if process.chance.random() < 0.5 else known.pop()
+        named, order_id = known.popleft() if process.chance.random() < 0.2 else known.pop()
         is_key = process.chance.random() < 0.5
         key = process.new_key()
         await process.ask(requests.cancel_order(account, named=named if is_key else order_id, is_key=is_key, key=key))
@@ -105,6 +102,14 @@ class Orders(Workload):
 
 def market(asset: str, scale: int) -> list[Request]:
     return [requests.add_asset(asset, scale=scale, key=f"setup-asset-{asset}")]
+
+
+def listed(base: str) -> list[Request]:
+    symbol, key = symbol_of(base), f"setup-list-{base}"
+    made = [requests.add_instrument(symbol, base, QUOTE, tick_size="0.01", lot_size="1", key=key)]
+    if base in FEES:
+        made.append(requests.change_instrument(symbol, FEES[base], key=f"setup-fees-{base}"))
+    return made
 
 
 def funded(trader: str) -> list[Request]:
@@ -121,10 +126,10 @@ def drawn_order(process: Process, symbol: str) -> dict[str, Any]:
     chance = process.chance
     order: dict[str, Any] = {
         "symbol": symbol,
-        "side": chance.choice(("buy", "sell")),
+        "side": (side := chance.choice(SIDES)),
         "type": "limit",
         "qty": str(chance.randint(1, QTY_MAX)),
-        "limit_price": price_of(MID_TICKS + chance.randint(-SPREAD_TICKS, SPREAD_TICKS)),
+        "limit_price": drawn_price(chance, side),
     }
     drawn = chance.random()
     if drawn < OVERSELL:
@@ -134,6 +139,11 @@ def drawn_order(process: Process, symbol: str) -> dict[str, Any]:
     elif drawn < 0.16:
         order["post_only"] = True
     return order
+
+
+def drawn_price(chance: random.Random, side: str) -> str:
+    towards = chance.randint(-FAR_TICKS, NEAR_TICKS)
+    return price_of(MID_TICKS + towards if side == "buy" else MID_TICKS - towards)
 
 
 def price_of(ticks: int) -> str:

@@ -20,12 +20,14 @@ from chaos.work.requests import plain
 from chaos.work.workload import Workload
 from chaos.work.zipf import Zipf
 
-ACTIVE = 4
+ACTIVE = 8
 """Registers in use at a time, half of each kind."""
-OPS_MAX = 180
+OPS_MAX = 150
 """After so many calls a register is left, and another begun: the checker's work grows fast with a key's history."""
 QUOTE, BASE, SYMBOL = "USD", "REG", "REG-USD"
 READS = 0.45
+WAITS = 0.75
+"""How often a client that could swap reads instead, while another's swap is under way: most would only be refused."""
 STALE_GUESS = 0.15
 GUESSES_KEPT = 8
 
@@ -37,6 +39,7 @@ class Register:
         self.name = name
         self.making = making
         self.ops = 0
+        self.swapping = 0
         self.values = [first] if first else []
         """That were seen or written, the newest last."""
 
@@ -108,7 +111,7 @@ class Registers(Workload):
             await self._reference(process, register)
 
     async def _order(self, process: Process, register: Register) -> None:
-        if process.chance.random() < READS:
+        if process.chance.random() < (WAITS if register.swapping else READS):
             request = _as(requests.read_open_orders(register.name), register, "read")
             reply = await process.ask(replace(request, kept=_only_key))
             if reply.answer.get("value"):
@@ -117,7 +120,9 @@ class Registers(Workload):
         expect, value = register.guess(process.chance), process.new_key()
         changes = {"limit_price": self._price(), "symbol": SYMBOL}
         request = requests.replace_order(register.name, named=expect, is_key=True, changes=changes, key=value)
+        register.swapping += 1
         reply = await process.ask(_as(request, register, "cas", expect=expect, value=value))
+        register.swapping -= 1
         if reply.outcome == "ok" and "error" not in reply.answer:
             register.saw(value)
 

@@ -53,7 +53,7 @@ class Storm(Workload):
         for _ in range(BURST):
             if len(self._opened) < ACCOUNTS_MAX and chance.random() < 0.1:
                 account = self._name()
-                opened = await process.ask(requests.open_account(account, key=f"setup-open-{account}"))
+                opened = await process.ask(requests.open_account(account, key=process.new_key()))
                 if opened.outcome == "ok":
                     self._opened.append(account)
             else:
