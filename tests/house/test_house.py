@@ -35,7 +35,7 @@ SAMPLES = [
      TOLD + "from statemachine.codec import Batch\n"),
     ("cluster_knows_only_the_codec", "cluster/client.py", TOLD + "from statemachine import machine\n",
      TOLD + "from statemachine import codec\n"),
-    ("the_model_is_independent", "tests/statemachine/model/model.py", TOLD + "from statemachine.fees import charge\n",
+    ("the_model_is_independent", "chaos/check/ledger.py", TOLD + "from statemachine.fees import charge\n",
      TOLD + "from statemachine.codes import Code\n"),
     ("rooms_import_downwards", "statemachine/book.py", TOLD + "from cluster import consensus\n",
      TOLD + "from statemachine import types\n"),

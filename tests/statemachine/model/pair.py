@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from chaos.check.ledger import Bounds, Log, Model, No, Order
 from statemachine.codec import Envelope, decode_command, encode_batch
 from statemachine.commands import Command
 from statemachine.events import (
@@ -24,7 +25,6 @@ from statemachine.memory import MemoryBacking
 from statemachine.records import Applied, OrderRecord
 from statemachine.results import Refused
 from statemachine.types import FEES, ROUNDING, SYSTEM_ACCOUNTS, Side
-from tests.statemachine.model.model import Bounds, Log, Model, No, Order
 from tests.statemachine.model.replay import Replay
 from tests.statemachine.model.scenario import START_US, Shape, Writer, ahead_us
 

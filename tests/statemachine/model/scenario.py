@@ -7,6 +7,7 @@ depends only on the bytes and on where the model stands, so that a failure repea
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
+from chaos.check.ledger import Model
 from statemachine.codec import Envelope, encode_command
 from statemachine.commands import (
     ActivateRules,
@@ -39,7 +40,6 @@ from statemachine.commands import (
     VoidWithdrawal,
 )
 from statemachine.types import Mode, OrderType, SelfTrade, Side, TimeInForce
-from tests.statemachine.model.model import Model
 
 T = TypeVar("T")
 STEP_BYTES = 14

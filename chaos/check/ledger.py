@@ -1,14 +1,17 @@
-"""The trading rules written a second time, naively: sorted lists, fractions, everything computed from scratch.
+"""The trading rules written a second time, naively: sorted lists, fractions, what can be computed anew is.
 
-It shares only the contract (commands, results, codes, types) with the machine that it judges, and none of
-its rules. Slow on purpose; where a line could be clever it is not.
+It shares only the contract (commands, results, codes, types) with the machine that it judges, and none of its rules.
+Where a line could be clever it is not, but what is open is found by account and by side, and keys by their name: a
+run of 100,000 commands has to be judged in seconds. Beside the machine itself it is tested in tests/statemachine/model.
 """
 
 import re
-from collections import defaultdict
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cache
 from math import ceil, floor
 
 from statemachine.codec import Envelope, decode_command, fingerprint
@@ -76,7 +79,7 @@ RESTING = (TimeInForce.gtc, TimeInForce.day, TimeInForce.gtd)
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a test may shrink, so that a limit is met within a few commands."""
+    """The limits that the rules count with; a test shrinks them, so that they are met within a few commands."""
 
     steps_max: int = 1_000
     chunk: int = 256
@@ -151,13 +154,10 @@ class Sweep:
 
 @dataclass
 class Key:
-    scope: str
-    key: str
     fingerprint: bytes
     index: int
     ordinal: int
     bucket: int
-    counted: bool
 
 
 @dataclass
@@ -176,8 +176,14 @@ class Log:
     """Which meetings of features came about, for a test to count."""
 
 
+@cache
 def snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def place_of(order: Order) -> tuple[int, int, int]:
+    """Where an order stands on its side: the best price first, the oldest first among equals."""
+    return (-order.ask.price_ticks if order.buys else order.ask.price_ticks, order.priority, order.id)
 
 
 def up(value: Fraction) -> int:
@@ -205,10 +211,14 @@ class Model:
         self.accounts: dict[str, int] = {}
         self.owned: dict[tuple[str, str], int] = {}
         self.orders: dict[int, Order] = {}
+        self.open: dict[int, Order] = {}
+        self.open_of: dict[str, dict[int, Order]] = defaultdict(dict)
+        self.books: dict[tuple[str, Side], list[tuple[int, int, int]]] = defaultdict(list)
         self.withdrawals: dict[int, RequestWithdrawal] = {}
         self.sessions: dict[tuple[str, str], Session] = {}
         self.sweeps: list[Sweep] = []
-        self.keys: list[Key] = []
+        self.keys: dict[tuple[str, str], Key] = {}
+        self.keys_used: dict[str, Counter[int]] = defaultdict(Counter)
         self.reports: list[tuple[int, str, bytes]] = []
         self.stopped = False
         self.orders_made = self.trades_made = self.withdrawals_made = 0
@@ -243,17 +253,15 @@ class Model:
         if envelope.sent_at_us > self.now + bounds.sent_ahead_us:
             raise No(Code.sent_in_future)
         oldest_bucket = (self.now - bounds.key_retention_us - bounds.sent_ahead_us) // bounds.key_bucket_us
-        alive = [key for key in self.keys if key.bucket >= oldest_bucket]
         print_ = fingerprint(envelope.body, envelope.sent_at_us)
-        for key in reversed(alive):
-            if (key.scope, key.key) == (envelope.scope, envelope.key):
+        if key := self.keys.get((envelope.scope, envelope.key)):
+            if key.bucket >= oldest_bucket:
                 if key.fingerprint == print_:
                     return Repeat(key.index, key.ordinal)
                 raise No(Code.key_reused)
-        if any((key.scope, key.key) == (envelope.scope, envelope.key) for key in self.keys):
             self.met("a key is forgotten after its retention")
         counted = envelope.scope in self.accounts
-        used = sum(1 for key in alive if key.scope == envelope.scope and key.counted)
+        used = sum(count for bucket, count in self.keys_used[envelope.scope].items() if bucket >= oldest_bucket)
         if counted and used >= self.accounts[envelope.scope]:
             room = max(bounds.cancel_keys_min, self.accounts[envelope.scope] // 10)
             cancels = isinstance(command, CancelOrder | CancelAccountOrders | CloseSession)
@@ -261,7 +269,8 @@ class Model:
                 raise No(Code.key_quota_exceeded)
             self.met("a cancel beyond the quota of keys")
         bucket = self.now // bounds.key_bucket_us
-        self.keys.append(Key(envelope.scope, envelope.key, print_, self.index, ordinal, bucket, counted))
+        self.keys[envelope.scope, envelope.key] = Key(print_, self.index, ordinal, bucket)
+        self.keys_used[envelope.scope][bucket] += counted
         self.key = envelope.key
         return self.run(command)
 
@@ -275,7 +284,7 @@ class Model:
     # ---- what can be asked of the state
 
     def open_orders(self) -> list[Order]:
-        return [order for order in self.orders.values() if order.open]
+        return list(self.open.values())
 
     def holds(self) -> dict[tuple[str, str], int]:
         """Everything held, by account and asset: open withdrawals and the holds of open orders."""
@@ -283,20 +292,34 @@ class Model:
         for withdrawal in self.withdrawals.values():
             holds[withdrawal.account, withdrawal.asset] += withdrawal.amount_units
         for order in self.open_orders():
-            listed = self.instruments[order.ask.symbol]
-            holds[order.ask.account, listed.quote if order.buys else listed.base] += order.hold
+            holds[order.ask.account, self.held_in(order)] += order.hold
         return holds
 
     def held(self, account: str, asset: str) -> int:
-        return self.holds()[account, asset]
+        withdrawals = [w for w in self.withdrawals.values() if (w.account, w.asset) == (account, asset)]
+        orders = [order for order in self.open_of[account].values() if self.held_in(order) == asset]
+        return sum(w.amount_units for w in withdrawals) + sum(order.hold for order in orders)
+
+    def held_in(self, order: Order) -> str:
+        listed = self.instruments[order.ask.symbol]
+        return listed.quote if order.buys else listed.base
 
     def available(self, account: str, asset: str) -> int:
         return self.owned.get((account, asset), 0) - self.held(account, asset)
 
     def side(self, symbol: str, side: Side) -> list[Order]:
         """The open orders of one side, best first, oldest first among equals."""
-        orders = [order for order in self.open_orders() if (order.ask.symbol, order.ask.side) == (symbol, side)]
-        return sorted(orders, key=lambda o: (-o.ask.price_ticks if side == Side.buy else o.ask.price_ticks, o.priority))
+        return [self.open[order_id] for _, _, order_id in self.books[symbol, side]]
+
+    def join_book(self, order: Order) -> None:
+        self.orders[order.id] = self.open[order.id] = self.open_of[order.ask.account][order.id] = order
+        insort(self.books[order.ask.symbol, order.ask.side], place_of(order))
+
+    def leave_book(self, order: Order) -> None:
+        order.open = False
+        del self.open[order.id], self.open_of[order.ask.account][order.id]
+        book = self.books[order.ask.symbol, order.ask.side]
+        del book[bisect_left(book, place_of(order))]
 
     def notional_unit(self, symbol: str) -> int:
         ask = self.instruments[symbol]
@@ -547,7 +570,7 @@ class Model:
         if not market and self.outside_band(symbol, ask.price_ticks):
             raise No(Code.price_out_of_band)
         if not market and ask.time_in_force in RESTING:
-            mine = [o for o in self.open_orders() if (o.ask.account, o.ask.symbol) == (ask.account, symbol)]
+            mine = [o for o in self.open_of[ask.account].values() if o.ask.symbol == symbol]
             if len([o for o in mine if o is not old]) >= limits.open_orders_max:
                 raise No(Code.open_orders_limit)
         # Entering clears this many expired makers and no more; behind those it would end by the fill limit.
@@ -592,7 +615,7 @@ class Model:
 
     def enter(self, order: Order, replaces: int) -> None:
         self.orders_made += 1
-        self.orders[order.id] = order
+        self.join_book(order)
         order.hold = self.worst_hold(order)
         if order.filled:
             order.status = Status.partially_filled
@@ -613,8 +636,10 @@ class Model:
     def crossed(self, taker: Order) -> list[Order]:
         """The makers that the taker's price reaches, in the order in which it meets them."""
         limit = self.limit_of(taker.ask)
-        makers = self.side(taker.ask.symbol, Side.sell if taker.buys else Side.buy)
-        return [m for m in makers if (m.ask.price_ticks <= limit if taker.buys else m.ask.price_ticks >= limit)]
+        side = Side.sell if taker.buys else Side.buy
+        book = self.books[taker.ask.symbol, side]
+        reached = bisect_left(book, (limit + 1 if taker.buys else 1 - limit, 0, 0))
+        return [self.open[order_id] for _, _, order_id in book[:reached]]
 
     def fills_whole(self, taker: Order) -> bool:
         lots = 0
@@ -746,7 +771,7 @@ class Model:
         order.fee += up(is_) - up(was)
 
     def close(self, order: Order, status: Status, reason: Reason, replaced_by: int = 0) -> None:
-        order.open = False
+        self.leave_book(order)
         order.hold = 0
         order.status, order.reason = status, reason
         self.log.happened.append(
@@ -758,7 +783,7 @@ class Model:
     def mine(self, c: ReplaceOrder | CancelOrder) -> Order:
         """The order that a command names: by its id or, without one, the newest that is open under a key."""
         self.named(c.account)
-        mine = [order for order in self.open_orders() if order.ask.account == c.account]
+        mine = self.open_of[c.account].values()
         named = [order for order in mine if (order.id == c.order_id if c.order_id else order.key == c.order_key)]
         if not named:
             raise No(Code.order_not_found)
@@ -791,7 +816,7 @@ class Model:
             self.met(f"replaced in place: {'filled' if old.filled else 'unfilled'} {old.ask.side.name}")
             self.orders_made += 1
             self.close(old, Status.replaced, Reason.replaced, new.id)
-            self.orders[new.id] = new
+            self.join_book(new)
             self.log.happened.append(("opened", new.id, c.account, new.hold, old.id, new.filled, True))
         else:
             if self.late(old):
@@ -928,7 +953,7 @@ class Model:
         return [name for _, name in expired]
 
     def of_session(self, account: str, session: str) -> list[Order]:
-        orders = [o for o in self.open_orders() if (o.ask.account, o.ask.session) == (account, session)]
+        orders = [order for order in self.open_of[account].values() if order.ask.session == session]
         return sorted(orders, key=lambda order: order.id)
 
     def late_orders(self) -> list[Order]:
