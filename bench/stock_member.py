@@ -3,17 +3,24 @@
 The rest of the member is the product, so that both stand behind the same load. The library is set for its least
 latency (each entry is sent at once), its compaction is off (it would need our state), and it syncs nothing. It serves
 commands of clients that ask the leader and keeps no promise: see the table of its defects in cluster/DESIGN.md.
+`... --log JOURNAL` prints what a stopped one's journal holds: a line with the index up to which it knew of a majority,
+then the entries.
 """
 
 import asyncio
+import base64
+import pickle
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvloop
 from pysyncobj import SyncObj, SyncObjConf, replicated
+from pysyncobj.journal import FileJournal
+from pysyncobj.node import TCPNode
 
 from cluster.consensus.engine import (
     ChangeRefused,
@@ -38,13 +45,31 @@ NEVER = 10**9
 WITNESS_PATIENCE = 20
 """A witness that is elected could serve nobody, and the library knows no witness: it comes last, by far."""
 ENTRY_BYTES = 1 << 20
+REGULAR = b"\x00"
+"""The first byte of an entry that holds a call."""
 ROLES = {0: Role.follower, 1: Role.candidate, 2: Role.leader}
+
+
+class Dialed(TCPNode):  # type: ignore[misc]
+    """A member that is known by its address and dialed at another, where a proxy stands."""
+
+    def __init__(self, address: str, dial: tuple[str, int]) -> None:
+        super().__init__(address)
+        self._dial = dial
+
+    @property
+    def ip(self) -> str:
+        return self._dial[0]
+
+    @property
+    def port(self) -> int:
+        return self._dial[1]
 
 
 class StockLog(SyncObj):  # type: ignore[misc]
     """told(index, payload) is called on the library's thread for each entry that it applies."""
 
-    def __init__(self, me: str, others: list[str], conf: SyncObjConf, told: Callable[[int, bytes], None]) -> None:
+    def __init__(self, me: str, others: list[TCPNode], conf: SyncObjConf, told: Callable[[int, bytes], None]) -> None:
         self._told = told
         super().__init__(me, others, conf)
 
@@ -74,7 +99,7 @@ class StockEngine:
 
     async def start(self, *, applied_index: int) -> None:
         folder = self._config.data_dir / "stock"
-        folder.mkdir(parents=True)  # it starts empty, or not at all
+        folder.mkdir(parents=True, exist_ok=True)
         timing = self._config.topology.timing
         patience = WITNESS_PATIENCE if self._me.role is MemberRole.witness else 1
         election_s_max = timing.election_ms_max * patience / 1000
@@ -93,9 +118,16 @@ class StockEngine:
         loop = asyncio.get_running_loop()
 
         def told(index: int, payload: bytes) -> None:
-            loop.call_soon_threadsafe(self._deliver, index, payload)
+            # Started again, it tells of all that it has, from the first entry on.
+            if index > applied_index:
+                loop.call_soon_threadsafe(self._deliver, index, payload)
 
-        self._log = StockLog(_address(self._me), list(self._others), conf, told)
+        others = [
+            Dialed(address, self._config.dial[other.name]) if other.name in self._config.dial else TCPNode(address)
+            for address, other in self._others.items()
+        ]
+        self._delivered_index = applied_index
+        self._log = StockLog(_address(self._me), others, conf, told)
         self._looking = loop.create_task(self._look())
 
     def _deliver(self, index: int, payload: bytes) -> None:
@@ -189,7 +221,24 @@ def make_engine(config: NodeConfig) -> Engine:
     return StockEngine(config)
 
 
+def show_log(path: Path) -> None:
+    journal = FileJournal(str(path))
+    out = sys.stdout.buffer
+    out.write(msgspec.json.encode({"commit_index": journal.getRaftCommitIndex()}) + b"\n")
+    for at in range(len(journal)):
+        command, index, term = journal[at]
+        payload = b""
+        if command[:1] == REGULAR:
+            _, arguments = pickle.loads(command[1:])[:2]  # our own file
+            payload = arguments[0]
+        entry = {"index": index, "term": term, "payload": base64.b64encode(payload).decode()}
+        out.write(msgspec.json.encode(entry) + b"\n")
+
+
 def main(arguments: list[str]) -> int:
+    if arguments[0] == "--log":
+        show_log(Path(arguments[1]))
+        return 0
     config = read_config(Path(arguments[0]))
     configure_logging(config.log_level, member=config.name)
     vars(app)["make_engine"] = make_engine

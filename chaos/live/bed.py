@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from chaos.live.asking import Answer, get
 from chaos.live.children import Child, gone, must_go
-from chaos.live.programs import FAILPOINTS, SHIPPED, program
+from chaos.live.programs import ARCHIVE, SHIPPED, STOCK, program
 from chaos.live.wiring import CACHE_PREFIX, HOST, VENUE, Settings, Wiring, make
 from chaos.net.links import Link, Network
 from cluster.folder import ClusterFolder
@@ -158,6 +158,10 @@ class Bed:
     def folder_of(self, name: str) -> Path:
         return self.settings.disks.get(name) or self.folder.data(name)
 
+    def archive_of(self, name: str) -> Path:
+        """What a member trimmed from its log, where settings have it trim often."""
+        return self.folder.root.resolve() / "trimmed" / f"{name}.log"
+
     def pid(self, name: str) -> int | None:
         child = self._children.get(name)
         return child.pid if child is not None else self.launcher.running(name)
@@ -227,7 +231,10 @@ class Bed:
 
     def _start(self, name: str, environment: Mapping[str, str]) -> None:
         given = {**self.running.environment.get(name, {}), **environment}
-        self.launcher.program = program(self.running.program, failpoints=FAILPOINTS in given)
+        if self.settings.trim_often and self.running.program != STOCK and name in self.launcher.members:
+            given[ARCHIVE] = str(self.archive_of(name))
+        if name in self.launcher.members:
+            self.launcher.program = program(self.running.program, environment=given)
         self.launcher.start(name, die_with_us=True, environment=given, prefix=self.running.prefix.get(name, ()))
 
     async def kill(self, name: str) -> None:

@@ -1,13 +1,15 @@
 """Programs that stand for a member of the cluster under test."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cluster.launcher import MEMBER_PROGRAM
 
 SHIPPED, STOCK = "shipped", "stock"
 FAILPOINTS = "TIEBREAK_FAILPOINTS"
-"""The variable that `programs.member` reads."""
+"""The variable that `programs.member` reads, which is run in place of the shipped program when it is set."""
+ARCHIVE = "TIEBREAK_ARCHIVE"
+"""A file to which `programs.member` and `programs.mutant` append what they trim from the log."""
 MUTANTS = {
     "no-sync": "no fsync at all: a power cut loses what was acknowledged",
     "lying-sync": "a group is called durable when the next one is written, one too early",
@@ -25,13 +27,16 @@ class UnknownProgram(ValueError):
     """No such program; the message names those there are."""
 
 
-def program(name: str, *, failpoints: bool = False) -> Sequence[str]:
-    """What is run with the member's file as its last argument. Raises UnknownProgram."""
+def program(name: str, *, environment: Collection[str] = ()) -> Sequence[str]:
+    """What is run with the member's file as its last argument. environment: the variables that are set for it.
+
+    Raises UnknownProgram.
+    """
     python = (sys.executable, "-P", "-m")
-    if name == SHIPPED:
-        return (*python, f"{_HERE}.member") if failpoints else MEMBER_PROGRAM
-    if failpoints:
+    if name != SHIPPED and FAILPOINTS in environment:
         raise UnknownProgram(f"{name} has no failpoints: only {SHIPPED} has")
+    if name == SHIPPED:
+        return (*python, f"{_HERE}.member") if {FAILPOINTS, ARCHIVE} & set(environment) else MEMBER_PROGRAM
     if name == STOCK:
         # By its path: the benchmarks stand beside this room, so it can't be imported.
         return (*python, "bench.stock_member")
