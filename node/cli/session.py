@@ -126,7 +126,7 @@ class Session:
         self._urls = url or []
         self._token = token
         self._timeout_ms = timeout_ms
-        self._ca = ca
+        self.ca = ca
         self._cert = cert
         self._keyed = keyed
         self._scope = ""
@@ -150,14 +150,23 @@ class Session:
                 )
                 for member in self.folder.topology().members
             ]
-        token = self._token or self._mint(role, account)
+        token = self.bearer(role, account)
         try:
-            tls = ssl.create_default_context(cafile=self._ca) if self._ca or self._cert else None
+            tls = ssl.create_default_context(cafile=self.ca) if self.ca or self._cert else None
             if tls is not None and self._cert is not None:
                 tls.load_cert_chain(self._cert, self._cert.with_suffix(".key"))
             return Client(members, token=token, timeout_ms=self._timeout_ms, tls=tls, stamp=not self._keyed)
         except (ValueError, OSError) as error:
             raise CliError(str(error)) from error
+
+    def bearer(self, role: str, account: str = "") -> str:
+        """--token, or one made with the folder's key. Raises CliError."""
+        return self._token or self._mint(role, account)
+
+    @property
+    def in_folder(self) -> bool:
+        """Nodes are those of the folder; no addresses were named."""
+        return not self._urls
 
     def finish(self, outcome: Outcome, text: Callable[[Answer], str], *, looked_up: bool = False) -> None:
         """Print how a command ended; raises typer.Exit with its code unless it was done.

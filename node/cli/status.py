@@ -1,4 +1,4 @@
-"""`tiebreak status`: every member beside each other, and whether the replicas agree at one common index."""
+"""`tiebreak status`: every member beside each other, whether the replicas agree at one index, and the gateways."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,6 +16,9 @@ from cluster.wire import MemberView
 from node.cli.main import EXIT_REFUSED
 from node.cli.output import out, print_json, table
 from node.cli.session import Session, connected
+from node.cli.status_gateways import COLUMNS as GATEWAY_COLUMNS
+from node.cli.status_gateways import NUMBERS as GATEWAY_NUMBERS
+from node.cli.status_gateways import GatewayRow, Heard, ask_all, cells, judge_gateways
 
 status = typer.Typer(add_completion=False)
 
@@ -45,6 +48,7 @@ class Report(Struct, frozen=True):
     leader: str
     digest_index: int
     members: list[Row]
+    gateways: list[GatewayRow] = []
 
 
 @connected(status, "status")
@@ -52,9 +56,12 @@ async def show_status(
     session: Session,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every second until Ctrl-C.")] = False,
 ) -> None:
-    """Show who leads, how far each member is, and whether the replicas' digests agree at one common index.
+    """Show who leads, how far each member is, whether the replicas' digests agree at one common index, and gateways.
 
-    Exit code 0: all members are healthy. 1: one is not.
+    Of a gateway: the log index that it shows and how far that is behind the members, how old its state of the cluster
+    and its newest market data are, its cache, its link to the other site's gateway, its open streams.
+
+    Exit code 0: all members and gateways are healthy. 1: one is not.
 
     Example: tiebreak status
 
@@ -62,7 +69,7 @@ async def show_status(
     """
     async with session.client("operator") as client:
         if not watch:
-            report = await look(client)
+            report = await see(session, client)
             if session.as_json:
                 print_json(report)
             else:
@@ -71,7 +78,7 @@ async def show_status(
                 raise typer.Exit(EXIT_REFUSED)
         elif session.as_json or not out.is_terminal:
             while True:
-                report = await look(client)
+                report = await see(session, client)
                 if session.as_json:
                     typer.echo(msgspec.json.encode(report).decode())
                 else:
@@ -80,8 +87,25 @@ async def show_status(
         else:
             with Live(console=out, auto_refresh=False) as live:
                 while True:
-                    live.update(picture(await look(client)), refresh=True)
+                    live.update(picture(await see(session, client)), refresh=True)
                     await asyncio.sleep(1)
+
+
+async def see(session: Session, client: Client) -> Report:
+    """Members and gateways at once; a silent one holds up nobody but itself."""
+    if not session.in_folder:
+        return await look(client)
+    asked = ask_all(session.folder, session.bearer("auditor"), session.ca)
+    members, heard = await asyncio.gather(look(client), asked)
+    return with_gateways(members, heard)
+
+
+def with_gateways(report: Report, heard: Sequence[Heard]) -> Report:
+    views = [row.view for row in report.members if row.view is not None]
+    applied = max((view.applied_index for view in views if view.role == "replica"), default=0)
+    gateways = judge_gateways(heard, applied)
+    healthy = report.healthy and all(row.healthy for row in gateways)
+    return Report(healthy, report.leader, report.digest_index, report.members, gateways)
 
 
 async def look(client: Client) -> Report:
@@ -155,15 +179,20 @@ def picture(report: Report) -> Group:
     if report.healthy:
         line = Text.from_markup(f"[green]healthy[/]; {report.leader} leads")
     else:
-        bad = [row.name for row in report.members if not row.healthy]
+        bad = [row.name for row in _all(report) if not row.healthy]
         who = f"{report.leader} leads" if report.leader else "no leader"
         line = Text.from_markup(f"[bold red]not healthy[/]: {', '.join(bad)}; {who}")
     compared = [row.digest for row in report.members if row.digest]
     if len(compared) > 1:
         same = "are the same" if len(set(compared)) == 1 else "DIFFER"
         line.append(f"; digests at index {report.digest_index} {same}")
-    silent = [Text(f"{row.name}: {row.error}", style="dim") for row in report.members if row.error]
-    return Group(made, line, *silent)
+    gateways = [table(GATEWAY_COLUMNS, [cells(row) for row in report.gateways], right=GATEWAY_NUMBERS)]
+    silent = [Text(f"{row.name}: {row.error}", style="dim") for row in _all(report) if row.error]
+    return Group(made, *(gateways if report.gateways else ()), line, *silent)
+
+
+def _all(report: Report) -> list[Row | GatewayRow]:
+    return [*report.members, *report.gateways]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -2,10 +2,12 @@
 
 import pytest
 from msgspec.structs import replace
+from rich.console import Console
 
 from cluster.client import Health, Member
 from cluster.wire import MemberView
-from node.cli.status import LAG_MAX, _state, judge
+from node.cli.status import LAG_MAX, _state, judge, picture, with_gateways
+from node.cli.status_gateways import STALE_MS_MAX, TOKEN_S_MIN, GatewayView, Heard, SiteLink, judge_gateways
 
 BASE = MemberView(
     name="dc-a",
@@ -105,3 +107,71 @@ STATES = [
 @pytest.mark.parametrize(("view", "state"), STATES)
 def test_what_each_is_to_the_cluster(view: MemberView, state: str) -> None:
     assert _state(view) == state
+
+
+# ---- gateways ----
+
+G = GatewayView(
+    gateway="gateway-dc-a",
+    site="dc-a",
+    ready=True,
+    index=20_000,
+    staleness_ms=12,
+    market_age_ms=5,
+    cache="ok",
+    feeds={"simulator": "up", "kraken.jsonl": "ended"},
+    sites={"dc-b": SiteLink(linked=True)},
+    streams=3,
+    token_ends_in_s=TOKEN_S_MIN,
+)
+
+# a gateway, what its health says
+GATEWAYS = [
+    (G, "ok"),
+    (replace(G, ready=False, reason="leaving"), "leaving"),
+    (replace(G, staleness_ms=STALE_MS_MAX), "ok"),
+    (replace(G, staleness_ms=STALE_MS_MAX + 1), "stale"),
+    (replace(G, staleness_ms=-1), "stale"),  # it has heard nothing yet
+    (replace(G, index=20_000 - LAG_MAX), "ok"),
+    (replace(G, index=20_000 - LAG_MAX - 1), "lagging"),
+    (replace(G, index=20_005), "ok"),  # members were asked a moment before
+    (replace(G, cache="away: connection refused"), "cache away"),
+    (replace(G, cache="none"), "ok"),
+    (replace(G, sites={"dc-b": SiteLink()}), "no link to dc-b"),
+    (replace(G, sites={}), "ok"),  # one site alone
+    (replace(G, feeds={"kraken": "half_open"}), "feed kraken down"),
+    (replace(G, workers_wanted=2, workers=2), "ok"),
+    (replace(G, workers_wanted=2, workers=1), "1 of 2 workers"),
+    (replace(G, token_ends_in_s=TOKEN_S_MIN - 1), "token ends soon"),
+    (replace(G, token_ends_in_s=None), "ok"),  # an older gateway, which does not say
+]
+
+
+@pytest.mark.parametrize(("view", "health"), GATEWAYS)
+def test_judge_gateways(view: GatewayView, health: str) -> None:
+    (row,) = judge_gateways([Heard("gateway-dc-a", "http://x", view)], 20_000)
+    assert (row.health, row.healthy) == (health, health == "ok")
+
+
+def test_gateways_that_nobody_started_are_no_fault_and_one_beside_another_is() -> None:
+    refused = [Heard(name, "http://x", error="connection refused") for name in ("gateway-dc-a", "gateway-dc-b")]
+    assert [(row.health, row.healthy) for row in judge_gateways(refused, 0)] == [("not started", True)] * 2
+    started = [replace(refused[0], started=True), refused[1]]
+    assert [(row.health, row.healthy) for row in judge_gateways(started, 0)] == [("unreachable", False)] * 2
+    beside = [Heard("gateway-dc-a", "http://x", G), refused[1]]
+    assert [row.health for row in judge_gateways(beside, 20_000)] == ["ok", "unreachable"]
+
+
+def test_an_unhealthy_gateway_makes_the_whole_unhealthy_and_is_named() -> None:
+    members = judge([health(view) for view in (A, B, T)], SAME, 20_000)
+    heard = [Heard("gateway-dc-a", "http://x", replace(G, index=19_000, cache="away: gone"))]
+    report = with_gateways(members, heard)
+    assert members.healthy and not report.healthy
+    assert report.gateways[0].lag == 1_000
+    console = Console(width=160, record=True)
+    console.print(picture(report))
+    text = console.export_text()
+    assert "not healthy: gateway-dc-a; dc-a leads" in text
+    for word in ("gateway-dc-a", "19000", "1000", "12ms", "5ms", "linked", "cache away"):
+        assert word in text
+    assert with_gateways(members, [Heard("gateway-dc-a", "http://x", G)]).healthy
