@@ -5,6 +5,7 @@ import contextlib
 import gc
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from node.guard import ConnectionGuard, HttpLimits
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.workers")
 
 GC_YOUNG, GC_MIDDLE, GC_WHOLE = 50_000, 20, 100
+CORE_AWAY_S = 5.0
+"""A core that crashed is back by then; behind it clients do better at the other site, and the port is wanted."""
 GRACE_S = 0.5
 """Between the last goodbye and the end of the process."""
 
@@ -94,6 +97,7 @@ class Worker:
             loop.add_signal_handler(number, self.leave)
         link = loop.create_task(self.link.run(), name="core link")
         telling = loop.create_task(self._tell(), name="tally")
+        watching = loop.create_task(self._watch_core(), name="core watch")
         self.stream.start()
         await self.listening.start()
         gc.collect()
@@ -107,8 +111,18 @@ class Worker:
             await asyncio.sleep(GRACE_S)
         finally:
             await self.stream.stop()
-            await end(link, telling)
+            await end(link, telling, watching)
             await self.listening.stop()
+
+    async def _watch_core(self) -> None:
+        """Leave when the core is gone for good: nobody else would end a worker whose core was killed."""
+        heard_s = time.monotonic()
+        while time.monotonic() - heard_s < CORE_AWAY_S:
+            await asyncio.sleep(0.5)
+            if self.link.is_live:
+                heard_s = time.monotonic()
+        log.error("the core is away for too long", number=self.options.number, seconds=CORE_AWAY_S)
+        self.leave()
 
     async def _tell(self) -> None:
         while True:

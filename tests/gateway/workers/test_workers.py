@@ -164,6 +164,20 @@ async def test_sigterm_drains_a_worker(tmp_path: Path) -> None:
         client.close()
 
 
+async def test_a_worker_whose_core_does_not_come_back_sends_its_clients_away_and_ends(tmp_path: Path) -> None:
+    async with working(tmp_path, 1, drain_ms=100) as (supervisor, port):
+        async with Cored(tmp_path).fanning() as core:
+            client = await connected(port)
+            await client.subscribe("trades", "AAPL")
+            pid = supervisor.pids[0]
+            core.append("trades", "AAPL", 0)
+            assert (await client.updates())[0]["value"] == 0
+        assert (await client.until("closing"))["reason"] == "draining"
+        await until(lambda: supervisor.restarts == 1, within_s=15)
+        assert supervisor.pids.get(0) != pid
+        client.close()
+
+
 async def test_a_worker_without_its_core_serves_what_it_has_and_says_how_old_it_is(tmp_path: Path) -> None:
     hub = Hub(0)
     core = Cored(tmp_path)
