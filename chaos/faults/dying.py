@@ -1,0 +1,122 @@
+"""Deaths that come from within: at a failpoint inside a step, and over a memory limit."""
+
+import os
+from pathlib import Path
+from random import Random
+
+from chaos.faults import processes
+from chaos.faults.nemesis import Detail, Nemesis, Struck, choose, drawn, felt
+from chaos.faults.process import MEMBERS
+from chaos.faults.target import Target
+from chaos.net.links import NotCut
+
+FAILPOINTS = "TIEBREAK_FAILPOINTS"
+"""POINT:NTH. Read by test builds alone (chaos.live.programs)."""
+POINTS = (
+    "before-append",
+    "after-append",
+    "before-sync",
+    "after-sync",
+    "before-reply",
+    "mid-compaction",
+    "mid-snapshot",
+)
+MEMORY = Path("/sys/fs/cgroup/memory")
+LIMITS_BYTES = (1 << 20, 1 << 18, 1 << 16)
+"""What was there before does not count, so these are for what a member takes from now on."""
+
+
+class KillInside(Nemesis):
+    """The member is started with the failpoint armed, and kills itself there.
+
+    detail: `who`; `point`: of POINTS; `nth`: at which arrival.
+    """
+
+    name = "kill-inside"
+    line = "a member dies inside a step: around an append, a sync, a reply, or within a snapshot or compaction"
+    parts = MEMBERS
+
+    def __init__(self) -> None:
+        self._name = ""
+
+    async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
+        who = drawn(detail, "who", lambda: rng.choice(("replica", "one")))
+        point = drawn(detail, "point", lambda: rng.choice(POINTS))
+        nth = drawn(detail, "nth", lambda: rng.choice((1, 2, 5, 20, 50)))
+        name = (await choose(target, rng, who))[0]
+        processes.must_run(target, name)
+        self._name = name
+        await target.stop(name)
+        await target.start(name, environment={FAILPOINTS: f"{point}:{nth}"}, ready_timeout_ms=0)
+        return Struck([name], {"who": name, "point": point, "nth": nth})
+
+    async def bite(self, target: Target, struck: Struck) -> str:
+        where = f"{struck.detail['point']}, arrival {struck.detail['nth']}"
+        await felt(lambda: processes.gone(target, [self._name]), f"death of {self._name} at {where}", within_s=30)
+        return f"{self._name} died at {where}"
+
+    async def end(self, target: Target) -> None:
+        # One that has not died yet is armed still.
+        if self._name:
+            await target.kill(self._name)
+            await processes.bring_back(target, [self._name])
+
+
+class OutOfMemory(Nemesis):
+    """By a memory group of its own, whose limit it soon exceeds.
+
+    detail: `who`.
+    """
+
+    name = "out-of-memory"
+    line = "the kernel kills a member that is over its memory limit"
+    parts = MEMBERS
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._group: Path | None = None
+
+    def available(self, target: Target) -> str:
+        if os.geteuid() != 0:
+            return "memory limits need root"
+        return "" if (MEMORY / "cgroup.procs").exists() else f"there are no memory groups (version 1) at {MEMORY}"
+
+    async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
+        who = drawn(detail, "who", lambda: rng.choice(("replica", "leader")))
+        name = (await choose(target, rng, who))[0]
+        pid = processes.must_run(target, name)
+        self._name = name
+        group = MEMORY / f"tiebreak-{pid}"
+        try:
+            group.mkdir()
+            self._group = group
+            (group / "memory.limit_in_bytes").write_text(str(LIMITS_BYTES[0]))
+            (group / "cgroup.procs").write_text(str(pid))
+        except OSError as error:
+            raise NotCut(f"no memory group for {name}: {error}") from error
+        return Struck([name], {"who": name})
+
+    async def bite(self, target: Target, struck: Struck) -> str:
+        group = self._group
+        if group is None:
+            raise NotCut(f"{self._name} has no memory group")
+        limits = iter(LIMITS_BYTES[1:])
+
+        async def look() -> str:
+            if "oom_kill 0" in (group / "memory.oom_control").read_text():
+                lower = next(limits, 0)
+                if lower:
+                    (group / "memory.limit_in_bytes").write_text(str(lower))
+                return ""
+            return f"the kernel killed {self._name} for its memory" if target.pid(self._name) is None else ""
+
+        return await felt(look, f"the death of {self._name} for its memory", within_s=20)
+
+    async def end(self, target: Target) -> None:
+        if self._name:
+            await target.kill(self._name)
+        if self._group is not None:
+            self._group.rmdir()
+            self._group = None
+        if self._name:
+            await processes.bring_back(target, [self._name])
