@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from chaos.disk.children import Failed
 from chaos.disk.mounts import LoopDisk
 from chaos.faults import disks, processes
 from chaos.faults.nemesis import Detail, Nemesis, Struck, choose, drawn, felt
@@ -88,7 +89,10 @@ async def _power(target: Target, name: str) -> None:
         disk.unmount()
         disk.mount()
 
-    await asyncio.to_thread(again)
+    try:
+        await asyncio.to_thread(again)
+    except Failed as error:
+        raise NotCut(f"the disk of {name} does not come back: {error}") from error
 
 
 def _refuses(folder: Path) -> bool:

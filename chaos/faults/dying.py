@@ -11,16 +11,11 @@ from chaos.faults.target import Target
 from chaos.net.links import NotCut
 
 FAILPOINTS = "TIEBREAK_FAILPOINTS"
-"""POINT:NTH. Read by test builds alone (chaos.live.programs)."""
-POINTS = (
-    "before-append",
-    "after-append",
-    "before-sync",
-    "after-sync",
-    "before-reply",
-    "mid-compaction",
-    "mid-snapshot",
-)
+"""Read by test builds alone: see chaos.live.programs.failpoints, which says what each step is."""
+POINTS = ("before-append", "after-append", "before-sync", "after-sync", "before-apply", "after-apply", "before-reply")
+"""Steps that a replica under load comes to within a moment."""
+RARE = ("before-store", "after-store", "mid-trim", "mid-snapshot", "mid-send", "mid-receive", "mid-install")
+"""Steps that a replica comes to when it flushes, trims its log, or when a snapshot is made for somebody."""
 MEMORY = Path("/sys/fs/cgroup/memory")
 LIMITS_BYTES = (1 << 20, 1 << 18, 1 << 16)
 """What was there before does not count, so these are for what a member takes from now on."""
@@ -29,25 +24,25 @@ LIMITS_BYTES = (1 << 20, 1 << 18, 1 << 16)
 class KillInside(Nemesis):
     """The member is started with the failpoint armed, and kills itself there.
 
-    detail: `who`; `point`: of POINTS; `nth`: at which arrival.
+    detail: `who`; `point`: of POINTS or RARE; `nth`: at which arrival.
     """
 
     name = "kill-inside"
-    line = "a member dies inside a step: around an append, a sync, a reply, or within a snapshot or compaction"
+    line = "a member dies inside a step: around an append, a sync, an apply or a reply, or within a trim or a snapshot"
     parts = MEMBERS
 
     def __init__(self) -> None:
         self._name = ""
 
     async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
-        who = drawn(detail, "who", lambda: rng.choice(("replica", "one")))
+        who = drawn(detail, "who", lambda: rng.choice(("replica", "leader")))
         point = drawn(detail, "point", lambda: rng.choice(POINTS))
         nth = drawn(detail, "nth", lambda: rng.choice((1, 2, 5, 20, 50)))
         name = (await choose(target, rng, who))[0]
         processes.must_run(target, name)
         self._name = name
         await target.stop(name)
-        await target.start(name, environment={FAILPOINTS: f"{point}:{nth}"}, ready_timeout_ms=0)
+        await target.start(name, environment={FAILPOINTS: f"{point.replace('-', '_')}:kill:{nth}"}, ready_timeout_ms=0)
         return Struck([name], {"who": name, "point": point, "nth": nth})
 
     async def bite(self, target: Target, struck: Struck) -> str:

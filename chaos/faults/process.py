@@ -130,6 +130,7 @@ class Pause(Nemesis):
         await asyncio.sleep(SETTLE_S)
         self.stopped = names
         for name in names:
+            target.network.quiet(name)
             await target.signal(name, signal.SIGSTOP)
         return Struck(names, {"who": who})
 
@@ -147,6 +148,7 @@ class Pause(Nemesis):
         stopped, self.stopped = self.stopped, []
         for name in stopped:
             await processes.go_on(target, name)
+            target.network.loud(name)
         await processes.answering(target, [name for name in stopped if target.pid(name) is not None])
         await asyncio.sleep(SETTLE_S)
 
