@@ -9,6 +9,8 @@ Kind = Literal["peer", "site", "node", "feed", "cache"]
 cache: a gateway and its cache."""
 Way = Literal["both", "to_target", "to_dialer"]
 Address = tuple[str, int]
+PORTS_BELOW = 32_768
+"""From here the system takes ports for outgoing connections: one of them may have what a link wants."""
 
 
 class NotCut(Exception):
@@ -26,11 +28,33 @@ class Link(Struct, frozen=True):
     target_at: Address
 
 
+def check_links(links: list[Link]) -> None:
+    """Raises NotCut: two links can't be told apart, or a port is among those that outgoing connections take."""
+    for what in ("name", "listen"):
+        values = [getattr(link, what) for link in links]
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise NotCut(f"two links have the same {what}: {twice[0]}")
+    for link in links:
+        if link.listen[1] >= PORTS_BELOW:
+            raise NotCut(f"{link.name} listens on port {link.listen[1]}: it must be below {PORTS_BELOW}")
+        if any(link.dialer == one.dialer and link.target_at == one.target_at for one in links if one is not link):
+            raise NotCut(f"{link.name}: {link.dialer} has another link to {link.target_at}")
+
+
 class Network(Protocol):
     """Every verb returns when it is seen to hold (read back, and probed), or raises NotCut.
 
-    A receiver that is stopped must not be touched: toxiproxy can deadlock. Callers heal before they pause.
+    A receiver that is stopped must not be touched: toxiproxy can deadlock. Callers heal before they pause, and say
+    who is paused: verbs refuse its links until it goes on.
     """
+
+    def quiet(self, process: str) -> None:
+        """This dialer or target is about to be stopped."""
+        ...
+
+    def loud(self, process: str) -> None:
+        """It goes on."""
+        ...
 
     async def open(self, links: list[Link]) -> None: ...
 

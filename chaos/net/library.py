@@ -1,0 +1,168 @@
+"""The toxiproxy-python library with its defects shut out: what one server is told, and what it answered.
+
+The library keeps host and port in class attributes, never ends a wait, takes 500 and 503 for success, honours proxies
+of the environment and forgets what it added. So each server gets a copy of its modules, and in each copy the two names
+that do the talking are ours.
+"""
+
+import importlib
+import importlib.util
+import itertools
+import sys
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import requests
+from msgspec import Struct
+
+from chaos.net.ports import HOST
+
+TIMEOUT_S = 3.0
+LIBRARY = "toxiproxy"
+_copies = itertools.count(1)
+
+
+class Wedged(Exception):
+    """The server gave no answer, or gave one up: nothing but a new one helps."""
+
+
+class Refused(Exception):
+    """The server understood and said no; the message is its own."""
+
+
+class Toxic(Struct, frozen=True):
+    """stream: upstream (to the target) or downstream (to the dialer). Attributes: the server's, all whole numbers."""
+
+    name: str
+    type: str
+    stream: str
+    attributes: dict[str, int]
+    toxicity: float = 1.0
+
+
+class Proxy(Struct, frozen=True):
+    name: str
+    listen: str
+    upstream: str
+    enabled: bool
+    toxics: list[Toxic] = []
+
+
+class Api:
+    """One server, for one thread. Every call blocks, for some 3 s at most, and raises Wedged or Refused."""
+
+    def __init__(self, port: int) -> None:
+        self._at = f"http://{HOST}:{port}"
+        library = _copy(_Requests())
+        self._server = library.Toxiproxy()
+        self._server.update_api_consumer(HOST, port)
+
+    def create(self, name: str, listen: str, upstream: str) -> None:
+        """Make a proxy that is not on yet."""
+        self._server.create(upstream=upstream, name=name, listen=listen, enabled=False)
+        proxy = self.proxy(name)
+        if (proxy.listen, proxy.upstream, proxy.enabled) != (listen, upstream, False):
+            raise Refused(f"asked for {listen} to {upstream}, got {proxy}")
+
+    def put(self, proxy: str, toxic: Toxic) -> None:
+        """Add a toxic or change the one of that name. Raises Refused: it does not read back as it was meant."""
+        standing = self._there(proxy).get_toxic(toxic.name)
+        body = {"attributes": toxic.attributes, "toxicity": toxic.toxicity}
+        if standing is None:
+            self._there(proxy).add_toxic(**msgspec.to_builtins(toxic))
+        elif (standing.type, standing.stream) == (toxic.type, toxic.stream):
+            self._patch(f"/proxies/{proxy}/toxics/{toxic.name}", body)
+        else:
+            raise Refused(f"{toxic.name} is a {standing.type} of {standing.stream} already")
+        found = {one.name: one for one in self.proxy(proxy).toxics}.get(toxic.name)
+        if found != toxic:
+            if found is not None:
+                self.remove(proxy, toxic.name)
+            raise Refused(f"asked for {toxic}, reads back as {found}")
+
+    def remove(self, proxy: str, toxic: str) -> None:
+        """One that is not there is no error."""
+        there = self._there(proxy)
+        if there.get_toxic(toxic) is not None:
+            there.destroy_toxic(toxic)
+        if any(one.name == toxic for one in self.proxy(proxy).toxics):
+            raise Refused(f"{toxic} was removed and is still there")
+
+    def enable(self, proxy: str, enabled: bool) -> None:
+        """Off: connections end, the port is closed. Raises Refused: the port is in use."""
+        # The library has this by a POST that the server deprecates.
+        if self.proxy(proxy).enabled != enabled:
+            self._patch(f"/proxies/{proxy}", {"enabled": enabled})
+        if self.proxy(proxy).enabled != enabled:
+            raise Refused(f"{proxy} stays {'off' if enabled else 'on'}")
+
+    def proxy(self, name: str) -> Proxy:
+        """As the server sees it now."""
+        answer = _Requests().get(f"{self._at}/proxies/{name}")
+        try:
+            return msgspec.json.decode(_checked(answer).content, type=Proxy)
+        except msgspec.DecodeError as error:
+            raise Wedged(f"no proxy, but {answer.content[:200]!r}") from error
+
+    def _there(self, proxy: str) -> Any:
+        """The library's object, made anew each time: it goes stale."""
+        found = self._server.get_proxy(proxy)
+        if found is None:
+            raise Refused(f"the server has no proxy {proxy}")
+        return found
+
+    def _patch(self, path: str, body: dict[str, Any]) -> None:
+        _checked(_Requests().patch(self._at + path, json=body))
+
+
+class _Requests:
+    """Stands where the library expects the module `requests`."""
+
+    def get(self, url: str, **more: Any) -> requests.Response:
+        return self._send("GET", url, **more)
+
+    def post(self, url: str, **more: Any) -> requests.Response:
+        return self._send("POST", url, **more)
+
+    def patch(self, url: str, **more: Any) -> requests.Response:
+        return self._send("PATCH", url, **more)
+
+    def delete(self, url: str, **more: Any) -> requests.Response:
+        return self._send("DELETE", url, **more)
+
+    def _send(self, method: str, url: str, **more: Any) -> requests.Response:
+        with requests.Session() as session:
+            session.trust_env = False
+            try:
+                return session.request(method, url, timeout=TIMEOUT_S, **more)
+            except requests.RequestException as error:
+                raise Wedged(f"{method} {url}: {type(error).__name__} within {TIMEOUT_S:g} s") from error
+
+
+def _checked(response: requests.Response) -> requests.Response:
+    """Stands where the library checks statuses."""
+    said = response.text.strip()[:200]
+    if response.status_code == requests.codes.service_unavailable:
+        raise Wedged(f"{response.request.method} {response.url}: 503 {said}")
+    if not response.ok:
+        raise Refused(f"{response.status_code} {said}")
+    return response
+
+
+def _copy(talker: _Requests) -> ModuleType:
+    """The library's package under a name of its own, so that its class attributes are nobody else's."""
+    found = importlib.util.find_spec(LIBRARY)
+    if found is None or found.origin is None:
+        raise Refused("toxiproxy-python is not installed: make toxiproxy")
+    name = f"_{LIBRARY}_{next(_copies)}"
+    spec = importlib.util.spec_from_file_location(
+        name, found.origin, submodule_search_locations=found.submodule_search_locations
+    )
+    if spec is None or spec.loader is None:
+        raise Refused(f"{found.origin} can't be loaded")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    api: Any = importlib.import_module(f"{name}.api")
+    api.requests, api.validate_response = talker, _checked
+    return module
