@@ -7,7 +7,6 @@ LMDB may abort on a file that a fault has damaged, and that must not end the run
 
 import asyncio
 import base64
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,14 +16,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from chaos.check.logged import lines
 from chaos.history.records import Logged
 from chaos.live.programs import STOCK, program
-from chaos.live.programs.archive import kept
+from chaos.live.programs.archive import NO_OP, kept
 from cluster.consensus.journal import JournalRefused
 from cluster.consensus.storage import LmdbStorage
 from cluster.folder import ClusterFolder
 from node.config import read_config
-from statemachine.codec import UnknownFormat, decode_batch, decode_command
+from statemachine.codec import UnknownFormat
 from statemachine.store_files import DATA_FILE, StoreError
 from statemachine.store_tables import Tables, open_read_only
 from statemachine.store_view import View
@@ -32,8 +32,6 @@ from statemachine.store_view import View
 LOG, ABOUT, DISAGREEMENT = "log.jsonl", "log-about.json", "log-disagreement.json"
 REGULAR = b"\x00"
 """The first byte of an entry that holds a batch."""
-BASE = b"\x01"
-"""The first byte of an entry that stands for whatever was there before the log begins anew, or for nothing."""
 READ_ENTRIES = 1_000
 TIMEOUT_S = 120.0
 
@@ -148,7 +146,7 @@ def _read_journal(path: Path, cluster_id: str, held: Held) -> None:
         while index and index <= loaded.last_index:
             for command, at, term in storage.read(index, READ_ENTRIES):
                 # Where a log begins anew, its first entry stands for what was there.
-                if at != loaded.first_index or command[:1] != BASE:
+                if at != loaded.first_index or command != NO_OP:
                     held.entries[at] = term, command
                 index = at + 1
     finally:
@@ -161,12 +159,12 @@ def _read_stock(path: Path, held: Held) -> None:
     found = subprocess.run([*program(STOCK), "--log", str(path)], capture_output=True, check=False, timeout=TIMEOUT_S)
     if found.returncode:
         raise DumpFailed(found.stderr.decode("utf-8", "replace")[-500:])
-    head, *lines = found.stdout.splitlines()
+    head, *rest = found.stdout.splitlines()
     held.commit_index = int(msgspec.json.decode(head)["commit_index"])
-    for line in lines:
+    for line in rest:
         entry = msgspec.json.decode(line)
         payload = base64.b64decode(entry["payload"])
-        held.entries[entry["index"]] = entry["term"], REGULAR + payload if payload else BASE
+        held.entries[entry["index"]] = entry["term"], REGULAR + payload if payload else NO_OP
     held.first_index, held.last_index = min(held.entries, default=0), max(held.entries, default=0)
 
 
@@ -219,31 +217,8 @@ def _gaps(indexes: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def commands(index: int, entry: bytes) -> list[Logged]:
-    """The lines of one entry: its commands in the order of their execution, or one without a kind.
-
-    Raises UnknownFormat.
-    """
-    if entry[:1] != REGULAR:
-        return [Logged(index, 0, "", "", "")]
-    batch = decode_batch(entry[1:])
-    lines = []
-    for position, envelope in enumerate(batch.commands):
-        command = decode_command(envelope.body)
-        kind = re.sub(r"(?<!^)(?=[A-Z])", "_", type(command).__name__).lower()
-        fields: dict[str, Any] = _fields(command)
-        lines.append(
-            Logged(index, position, envelope.scope, envelope.key, kind, fields, batch.stamp_us, envelope.sent_at_us)
-        )
-    return lines or [Logged(index, 0, "", "", "", {}, batch.stamp_us)]
-
-
-def _fields(value: Any) -> Any:
-    """By their names: commands are arrays where they are stored."""
-    if isinstance(value, Struct):
-        return {name: _fields(getattr(value, name)) for name in value.__struct_fields__}
-    if isinstance(value, list | tuple):
-        return [_fields(one) for one in value]
-    return msgspec.to_builtins(value, str_keys=True)
+    """The lines of one entry. Raises UnknownFormat."""
+    return lines(index, entry[1:] if entry[:1] == REGULAR else None)
 
 
 def _told(entry: bytes) -> list[dict[str, Any]]:

@@ -8,11 +8,13 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cluster.consensus.journal import Change, Entry, TrimTo
+from cluster.consensus.journal import Change, Entry, StartAfter, TrimTo
 from cluster.consensus.storage import LmdbStorage
 
 _head = struct.Struct(">QQI")  # index, term, bytes of the command
 READ_ENTRIES = 1_000
+NO_OP = b"\x01"
+"""The whole of an entry that says nothing: a leader's first one, or one that stands for what was there before."""
 
 
 def keep(path: Path) -> None:
@@ -24,6 +26,8 @@ def keep(path: Path) -> None:
 
     def write(self: LmdbStorage, changes: Sequence[Change]) -> None:
         for change in changes:
+            if isinstance(change, StartAfter):
+                first_index[self] = change.index
             if isinstance(change, TrimTo):
                 first = first_index.get(self) or self.load(tail_bytes_max=0).first_index
                 while first < change.index:
@@ -39,7 +43,18 @@ def keep(path: Path) -> None:
 
 
 def kept(path: Path) -> Iterator[Entry]:
-    """What was trimmed, in the order of trimming. A torn end, of a member that was killed, is left out."""
+    """What was trimmed, in the order of trimming. A torn end, of a member that was killed, is left out.
+
+    So is the first entry of a log that began anew: it stands for whatever was there.
+    """
+    previous = 0
+    for command, index, term in _records(path):
+        if index == previous + 1 or command != NO_OP:
+            yield command, index, term
+        previous = index
+
+
+def _records(path: Path) -> Iterator[Entry]:
     data, offset = path.read_bytes(), 0
     while offset + _head.size <= len(data):
         index, term, size = _head.unpack_from(data, offset)
