@@ -7,19 +7,17 @@ from typing import Any
 
 from msgspec import Struct
 
-from chaos.faults.nemesis import Part
+from chaos.faults import mixed
 from chaos.faults.nemeses import NEMESES
 from chaos.history.run import Planned
 
 SHAPES = ("1+1+1", "2+2+1")
 FIRST_S = (0.5, 1.5)
 """From the start of the faults to the first."""
+MIXED_S_MIN = 15.0
+"""A shorter mix would be no mix."""
 TRADE = ("bank", "idempotence", "register", "list-append", "reads", "orders", "ap")
 """All that clients do, on both sides; most scenarios ask all of it."""
-MIXED_S = (14.0, 22.0)
-QUIET = 0.25
-"""Of the periods of a mix, so many are without a fault."""
-STRIKES_MAX = 3
 
 
 class UnknownScenario(ValueError):
@@ -44,9 +42,11 @@ class Strike(Struct, frozen=True):
 class Scenario(Struct, frozen=True):
     """line: for the list. story: for the report, to somebody who never saw the project.
 
-    gap_s: between one fault's end and the next, drawn. expect: the kinds that must have bitten; empty: all of the plan. ok_per_s: fewer acknowledged operations in a second of faults show nothing. outage_ms_max: see Run.
-    shapes: the first is the default. trim_often: logs and snapshots turn over fast. small_disks: bytes of a disk of
-    its own for each replica; 0: none. own_disks: each member's data lies on a file system whose power can be cut.
+    gap_s: between one fault's end and the next, drawn. expect: the kinds that must have bitten; empty: all of the plan.
+    ok_per_s: fewer acknowledged operations in a second of faults show nothing. outage_ms_max: see Run. shapes: the
+    first is the default. trim_often: logs and snapshots turn over fast. own_disks: each member's data lies on a file
+    system of its own, whose power can be cut and that can be filled. own_proxy: it needs what toxiproxy can't do.
+    mixed: several faults at once.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Scenario(Struct, frozen=True):
     shapes: tuple[str, ...] = SHAPES
     trim_often: bool = False
     own_disks: bool = False
-    small_disks: int = 0
+    own_proxy: bool = False
     mixed: bool = False
 
     def required(self, plan: Sequence[Planned]) -> list[str]:
@@ -93,29 +93,12 @@ def _one_by_one(scenario: Scenario, rng: Random, seconds: float) -> Iterator[Pla
 
 
 def _mixed(scenario: Scenario, rng: Random, seconds: float) -> Iterator[Planned]:
-    """Periods with a few faults at once that don't get in each other's way, and periods without any."""
-    at_s, number = rng.uniform(*FIRST_S), 0
-    while at_s < seconds - 4 or not number:
-        for_s = min(rng.uniform(*MIXED_S), max(seconds - at_s, 4.0))
-        if rng.random() >= QUIET or not number:
-            for strike in _apart(rng, scenario.strikes, rng.randint(1, STRIKES_MAX)):
-                number += 1
-                begin_s = rng.uniform(0, for_s / 3)
-                lasts_s = min(rng.uniform(*strike.for_s), for_s - begin_s)
-                yield strike.planned(rng, number, at_s + begin_s, lasts_s)
-        at_s += for_s + rng.uniform(*scenario.gap_s)
-
-
-def _apart(rng: Random, strikes: Sequence[Strike], count: int) -> list[Strike]:
-    """Some that lay hands on different parts."""
-    taken: set[Part] = set()
-    chosen: list[Strike] = []
-    for strike in rng.sample(strikes, len(strikes)):
-        parts = NEMESES[strike.nemesis].parts
-        if len(chosen) < count and not parts & taken:
-            chosen.append(strike)
-            taken |= parts
-    return chosen
+    """A few at once that don't get in each other's way, drawn anew again and again; what each hits it draws itself."""
+    kinds = [NEMESES[strike.nemesis] for strike in scenario.strikes]
+    while not (drawn := mixed.plan(rng, max(seconds, MIXED_S_MIN), kinds)):
+        """A run without any fault shows nothing."""
+    for number, strike in enumerate(drawn, 1):
+        yield Planned(number, strike.at_s, strike.for_s, strike.nemesis)
 
 
 def scenario_named(name: str) -> Scenario:
@@ -214,6 +197,7 @@ _ALL = (
         "What a member's old connections carry is held, new connections pass, and later the old ones deliver. Late "
         "acknowledgements must not be taken for new ones.",
         (Strike("hold-old", (3, 6)), Strike("stall", (3, 6))),
+        own_proxy=True,
     ),
     Scenario(
         "flapping",
@@ -227,6 +211,7 @@ _ALL = (
         "Messages arrive in small pieces, connections end in the middle of a message or are reset.",
         (Strike("slicer", (3, 5)), Strike("mid-message-cut", (3, 5)), Strike("reset", (0.5, 1))),
         gap_s=(1, 3),
+        own_proxy=True,
     ),
     Scenario(
         "client-cut",
@@ -272,7 +257,7 @@ _ALL = (
         "a member is gone for good and is replaced by a new one while writes go on",
         "A member is removed for good and a new one with an empty disk takes its place, by an entry in the log, while "
         "clients go on.",
-        (Strike("member-replaced", (8, 14)),),
+        (Strike("replaced", (8, 14)),),
         trim_often=True,
     ),
     Scenario(
@@ -312,13 +297,13 @@ _ALL = (
         "A disk fills up. The member must refuse writes, or leave, rather than acknowledge what it can't keep, and "
         "come back when there is room.",
         (Strike("disk-full", (4, 7)),),
-        small_disks=96 << 20,
+        own_disks=True,
     ),
     Scenario(
         "slow-disk",
         "each sync of a member's disk takes 50 to 2,000 ms",
         "The disk of a member becomes very slow. Others must not wait for it.",
-        (Strike("slow-disk", (4, 8)),),
+        (Strike("slow-sync", (4, 8)),),
     ),
     Scenario(
         "wan-latency",

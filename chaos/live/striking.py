@@ -14,7 +14,9 @@ from chaos.faults.nemesis import Nemesis, Struck
 from chaos.faults.target import Target
 from chaos.history.file import HistoryWriter
 from chaos.history.run import Planned
+from chaos.live.markers import Markers
 from chaos.net.links import NotCut
+from chaos.report.timeline import TOOK_MS
 from cluster.launcher import LaunchError
 
 FAILURES = (NotCut, LaunchError, OSError)
@@ -25,10 +27,11 @@ STOPPING = frozenset({"kill", "pause", "power-cut", "lost-disk"})
 
 
 class InForce(Struct):
-    """A fault that is there now. targets: what it hit."""
+    """A fault that is there now. targets: what it hit. said: the same in words."""
 
     planned: Planned
     targets: list[str]
+    said: str
 
 
 class Strikes:
@@ -42,6 +45,7 @@ class Strikes:
         *,
         seed: int,
         alone: bool,
+        markers: Markers,
         say: Callable[[str], None],
     ) -> None:
         self._target = target
@@ -49,6 +53,7 @@ class Strikes:
         self._plan = plan
         self._seed = seed
         self._alone = alone
+        self.markers = markers
         self._say = say
         self._locks: dict[str, asyncio.Lock] = {}
         self.now: dict[int, InForce] = {}
@@ -81,24 +86,41 @@ class Strikes:
             await self._hold(nemesis, planned)
         except FAILURES as error:
             self._failed(planned, str(error))
+        made = await self._marks(planned)
         try:
             await nemesis.end(self._target)
         except FAILURES as error:
             self._failed(planned, f"not taken back: {error}")
-        finally:
-            self.now.pop(planned.number, None)
-        self._writer.fault(planned.number, planned.nemesis, "end")
-        self._say(f"{planned.nemesis} ends")
+        since = time.monotonic()
+        self.now.pop(planned.number, None)
+        self._writer.fault(
+            planned.number, planned.nemesis, "end", detail={"told": nemesis.told} if nemesis.told else {}
+        )
+        self._say(f"{planned.nemesis} ends{f': {nemesis.told}' if nemesis.told else ''}")
+        if made and not self._cuts_sites():
+            await self.markers.seen(made, since)
+
+    async def _marks(self, planned: Planned) -> dict[str, str]:
+        """Just before the sites can reach each other again: something at each that the other does not know."""
+        force = self.now.get(planned.number)
+        return await self.markers.set() if force is not None and self._cuts(force) else {}
+
+    def _cuts(self, force: InForce) -> bool:
+        sites = {link.name for link in self._target.links if link.kind == "site"}
+        return force.planned.nemesis in ("dc-cut", "site-cut") and bool(sites & set(force.targets))
+
+    def _cuts_sites(self) -> bool:
+        return any(self._cuts(force) for force in self.now.values())
 
     async def _hold(self, nemesis: Nemesis, planned: Planned) -> None:
         began = time.monotonic()
         rng = Random(f"{self._seed} fault {planned.number}")
         struck = await nemesis.begin(self._target, rng, planned.detail)
         took_ms = int((time.monotonic() - began) * 1000)
-        detail = {**struck.detail, **reach(self._target, planned.nemesis, struck), "took_ms": took_ms}
+        detail = {**struck.detail, **reach(self._target, planned.nemesis, struck), TOOK_MS: took_ms}
         self._writer.fault(planned.number, planned.nemesis, "begin", targets=struck.targets, detail=detail)
-        self.now[planned.number] = InForce(planned, struck.targets)
-        self._say(f"{planned.nemesis}: {told(struck)}")
+        self.now[planned.number] = InForce(planned, struck.targets, told(struck))
+        self._say(f"[red]{planned.nemesis}[/] {told(struck)}")
         seen = await nemesis.bite(self._target, struck)
         self._writer.fault(planned.number, planned.nemesis, "bite", targets=struck.targets, detail={"seen": seen})
         await asyncio.sleep(max(0.0, began + planned.for_s - time.monotonic()))

@@ -14,7 +14,7 @@ EVERY_S = 0.15
 COUNTERS_EVERY_S = 2.0
 SILENT_S = 0.7
 """One that does not answer for so long is written down as not reached."""
-LINE = re.compile(r'^tiebreak_(?:link_)?(\w+?)(?:_total)?(?:\{(?:\w+="(\w+)")?[^}]*\})? ([0-9.e+]+)$', re.MULTILINE)
+LINE = re.compile(r'^tiebreak_consensus_events_total\{event="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
 class Watcher:
@@ -58,7 +58,9 @@ class Watcher:
         if status is None:
             self._writer.seen(name, up=False)
             return
-        detail = {key: status[key] for key in ("pid", "leader", "has_quorum", "ready", "cache") if key in status}
+        detail: dict[str, Any] = {
+            key: status[key] for key in ("pid", "leader", "has_quorum", "ready", "cache") if key in status
+        }
         if name in self._counters:
             detail[WORD] = self._counters.pop(name)
         self._writer.seen(
@@ -73,10 +75,5 @@ class Watcher:
 
 
 def counters(page: str, wanted: Sequence[str] = tuple(COUNTERS)) -> dict[str, int]:
-    """Those of a page of metrics that a report shows; a counter's word is its name, or its first label."""
-    found: dict[str, int] = {}
-    for name, label, value in LINE.findall(page):
-        word = label if label in wanted else name
-        if word in wanted:
-            found[word] = found.get(word, 0) + int(float(value))
-    return found
+    """Those of a page of metrics that a report shows."""
+    return {word: int(float(value)) for word, value in LINE.findall(page) if word in wanted}

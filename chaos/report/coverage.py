@@ -10,14 +10,13 @@ from chaos.report.timeline import Timeline
 
 COUNTERS = {
     "truncations": "logs cut back: a member dropped entries that were never committed",
-    "pre_votes": "rounds of pre-vote, before an election",
+    "pre_votes": "members asked whether an election made sense, before one",
     "refused_disruption": "elections refused because the leader was there",
     "stale_reply": "late acknowledgements dropped",
     "superseded": "connections replaced by a newer one",
-    "snapshot_asks": "snapshots asked for",
-    "snapshots_sent": "snapshots sent",
-    "snapshots_installed": "snapshots installed",
-    "membership_changes": "changes of membership",
+    "snapshot_bytes_sent": "bytes of snapshots sent to members that were too far behind",
+    "snapshots_failed": "snapshots cut off on their way",
+    "membership_changes": "changes of who belongs to the cluster",
 }
 """What the watcher reads from each member's metrics, and what it means; each counts from its process's start."""
 WORD = "counters"

@@ -26,7 +26,7 @@ PHASE_TITLES = {
     "warmup": "warm-up",
     "faults": "faults",
     "healing": "healing",
-    "final": "final reads, restart",
+    "final": "",
     "end": "",
 }
 OUTCOME_TITLES = {"ok": "answered", "fail": "refused", "unknown": "outcome unknown"}

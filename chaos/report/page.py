@@ -14,7 +14,7 @@ from chaos.history.run import Run, RunUnreadable, read_run
 from chaos.report.coverage import COUNTERS, coverage
 from chaos.report.drawing import draw, fault_label
 from chaos.report.style import CSS
-from chaos.report.timeline import OUTCOMES, Timeline, timeline
+from chaos.report.timeline import OUTCOMES, TOOK_MS, Band, Timeline, timeline
 from chaos.report.words import GLOSSARY, HEADLINES, MEANS, engine_words, seconds, sentences, tiles, verdict_word
 
 NAME = "report.html"
@@ -101,7 +101,8 @@ def _timeline(made: Timeline) -> str:
         "<h2>What happened, second by second</h2>"
         '<p class="soft">Each row is one process. The height of a bar is how many requests it finished in that moment, '
         "colours say how. All rows of members have one scale, and so have gateways. Hold the pointer over anything for "
-        "its figures.</p>"
+        "its figures. Afterwards everything was read back, all members were stopped and started, and it was read once "
+        "more.</p>"
         f'<div class="card"><ul class="legend">{legend}</ul><div class="wide">{draw(made)}</div></div>'
     )
 
@@ -175,7 +176,8 @@ def _faults(made: Timeline) -> str:
             fault_label(band),
             ", ".join(band.targets[2:] and band.targets),
             "could not be put in" if band.failed else "yes" if band.bit else "no",
-            ", ".join(f"{_plain(name)} {_figure(value)}" for name, value in band.detail.items()),
+            str(band.detail.get("seen", "")),
+            ", ".join(f"{_plain(name)} {_figure(value)}" for name, value in _drawn(band)),
         )
         for band in made.bands
     ]
@@ -183,9 +185,10 @@ def _faults(made: Timeline) -> str:
         ("#", "n"),
         ("at", "n"),
         ("for", "n"),
-        ("fault", ""),
+        ("fault", "name"),
         ("what it hit", ""),
         ("took hold", ""),
+        ("as seen by", ""),
         ("detail", ""),
     )
     return (
@@ -193,6 +196,11 @@ def _faults(made: Timeline) -> str:
         '<p class="soft">Drawn from the seed before the start. After each was put in, a probe looked whether it took '
         "hold: a fault that nobody can see is a failed test.</p>" + _table(columns, rows, empty="None were put in.")
     )
+
+
+def _drawn(band: Band) -> Iterable[tuple[str, object]]:
+    """What was drawn of a fault and what came of it; its other details stand elsewhere on the page."""
+    return ((name, value) for name, value in band.detail.items() if name not in ("seen", "majority", TOOK_MS))
 
 
 def _coverage(history: History, made: Timeline, verdict: Verdict | None) -> str:
@@ -252,4 +260,6 @@ def _figure(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.3f}".rstrip("0").rstrip(".")
+    if isinstance(value, list):
+        return " and ".join(map(str, value)) or "none"
     return str(value)

@@ -15,6 +15,8 @@ BIN_SECONDS = (0.5, 1, 2, 5, 10, 20, 30, 60)
 OUTAGE_MIN_S = 0.5
 """Shorter gaps between two answers are what any busy machine shows."""
 GATEWAY = "gateway-"
+TOOK_MS = "took_ms"
+"""In the detail of a fault: how long it took to put it in."""
 
 
 class Lane(Struct):
@@ -67,7 +69,7 @@ class Outage(Struct):
 
 
 class Timeline(Struct):
-    """Everything in seconds since the first line of the history."""
+    """Everything in seconds since the load began; what was before it is not in the picture, nor the restart after."""
 
     seconds: float
     bin_s: float
@@ -84,7 +86,7 @@ class Timeline(Struct):
 
 def timeline(history: History, sites: Mapping[str, str]) -> Timeline:
     """Nothing needs to be complete: what is missing is not drawn. sites: of each member and gateway."""
-    began_ns, ended_ns = _ends(history)
+    history, began_ns, ended_ns = _loaded(history)
     seconds = (ended_ns - began_ns) / 1e9
     bin_s = next((one for one in BIN_SECONDS if seconds / one <= BINS_MAX), BIN_SECONDS[-1])
     made = Timeline(seconds, bin_s, [], [], [], [], [])
@@ -96,19 +98,20 @@ def timeline(history: History, sites: Mapping[str, str]) -> Timeline:
     return made
 
 
-def asked_until_s(made: Timeline) -> float:
-    """When clients stopped asking: the final reads, restarts and checks behind it are no load."""
-    ends = [to for name, _, to in made.phases if name in ("warmup", "faults", "healing")]
-    return max(ends, default=made.seconds)
-
-
-def _ends(history: History) -> tuple[int, int]:
-    stamps = [fault.at_ns for fault in history.faults]
-    stamps += [phase.at_ns for phase in history.phases]
-    stamps += [one.at_ns for one in history.seen]
-    stamps += [op.call_ns if op.return_ns == NEVER_NS else op.return_ns for op in history.ops]
-    stamps += [op.call_ns for op in history.ops[:1]]
-    return (min(stamps), max(stamps)) if stamps else (0, 0)
+def _loaded(history: History) -> tuple[History, int, int]:
+    """The part with load, from when to when. Where a run was cut off before its end, up to there."""
+    stamps = [op.call_ns for op in history.ops] + [one.at_ns for one in history.seen]
+    stamps += [op.return_ns for op in history.ops if op.return_ns != NEVER_NS]
+    stamps += [fault.at_ns for fault in history.faults] + [phase.at_ns for phase in history.phases]
+    began_ns = history.phase_ns("warmup") or min(stamps, default=0)
+    ended_ns = history.phase_ns("final") or max(stamps, default=0)
+    part = History(
+        [op for op in history.ops if began_ns <= op.call_ns <= ended_ns],
+        [fault for fault in history.faults if began_ns <= fault.at_ns <= ended_ns],
+        [phase for phase in history.phases if began_ns <= phase.at_ns < ended_ns],
+        [one for one in history.seen if began_ns <= one.at_ns <= ended_ns],
+    )
+    return part, began_ns, ended_ns
 
 
 def _phases(phases: Iterable[Phase], began_ns: int, seconds: float) -> list[tuple[Stage, float, float]]:
@@ -124,7 +127,11 @@ def _bands(faults: Iterable[Fault], began_ns: int, seconds: float) -> list[Band]
         at = (fault.at_ns - began_ns) / 1e9
         band = bands.get(fault.number)
         if band is None:
-            band = bands[fault.number] = Band(fault.number, fault.nemesis, [], {}, at, seconds, bit=False, failed=False)
+            # It is written down when it stands everywhere; until then links are cut one after the other.
+            took_s = fault.detail.get(TOOK_MS, 0) / 1000
+            from_s = max(0.0, at - took_s)
+            band = Band(fault.number, fault.nemesis, [], {}, from_s, seconds, bit=False, failed=False)
+            bands[fault.number] = band
         band.targets = fault.targets or band.targets
         band.detail = {**band.detail, **fault.detail}
         band.bit = band.bit or fault.did == "bite"
@@ -165,7 +172,8 @@ def _lanes(history: History, sites: Mapping[str, str], began_ns: int, made: Time
             own = lanes[op.target] = Lane(op.target, site, op.target.startswith(GATEWAY), empty, totals, [])
         # Where no answer came at all, the time of the call is all there is.
         at_ns = op.call_ns if op.return_ns == NEVER_NS else op.return_ns
-        own.per_bin[op.outcome][int((at_ns - began_ns) / 1e9 / made.bin_s)] += 1
+        place = int((at_ns - began_ns) / 1e9 / made.bin_s)
+        own.per_bin[op.outcome][min(place, made.bins - 1)] += 1
         own.totals[op.outcome] += 1
     for name, spans in _downs(history.seen, began_ns, made.seconds).items():
         if name in lanes:
@@ -191,11 +199,10 @@ def _outages(ops: Iterable[Op], began_ns: int, made: Timeline) -> list[Outage]:
     """Commands for the cluster and each member; at gateways everything counts, as they serve reads."""
     answered: dict[str, list[float]] = {}
     asked: dict[str, list[float]] = {}
-    until = asked_until_s(made)
     for op in ops:
         is_gateway = op.target.startswith(GATEWAY)
         called_s = (op.call_ns - began_ns) / 1e9
-        if called_s > until or (not is_gateway and not op.key):
+        if not is_gateway and not op.key:
             continue
         for who in (op.target,) if is_gateway else (op.target, "writes"):
             asked.setdefault(who, []).append(called_s)

@@ -76,8 +76,8 @@ def _at(seconds: float) -> int:
 
 def _lines(chance: random.Random) -> list[Line]:
     lines: list[Line] = [
-        Phase(_at(0), "start"),
-        Phase(_at(0.5), "warmup"),
+        Phase(_at(-3), "start"),
+        Phase(_at(0), "warmup"),
         Phase(_at(5), "faults"),
         Phase(_at(56), "healing"),
         Phase(_at(60), "final"),
@@ -96,8 +96,8 @@ def _lines(chance: random.Random) -> list[Line]:
     lines += _sightings()
     op = 0
     for name in ("dc-a", "dc-b", "gateway-dc-a", "gateway-dc-b"):
-        at = 0.6
-        while at < 60:
+        at = 0.1
+        while at < 59:
             at += chance.expovariate(60 if name.startswith("gateway") else 45)
             op += 1
             lines += _operation(chance, op, name, at)
