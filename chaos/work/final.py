@@ -24,6 +24,8 @@ POLL_S = 0.05
 READERS = 16
 READ_S = 2.0
 ACCOUNTS_PER_READ = 64
+NAMES_CHARS_MAX = 2_000
+"""Of the accounts that one token names: a longer token is not taken."""
 WORKLOAD = "final"
 
 Item = TypeVar("Item")
@@ -157,8 +159,7 @@ class _Reading:
 
     async def _balances(self) -> tuple[int, dict[str, dict[str, list[str]]]]:
         """Of all accounts, linearizably and at one index: read again where the log went on in between."""
-        names = sorted(self._context.accounts)
-        parts = [names[at : at + ACCOUNTS_PER_READ] for at in range(0, len(names), ACCOUNTS_PER_READ)]
+        parts = _parts(sorted(self._context.accounts))
         members = list(self._context.members)
         readers = [self._new() for _ in parts]
         for target in cycle(members):
@@ -267,6 +268,15 @@ class _Reading:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _parts(names: list[str]) -> list[list[str]]:
+    parts: list[list[str]] = []
+    for name in names:
+        if not parts or len(parts[-1]) == ACCOUNTS_PER_READ or sum(map(len, parts[-1])) + len(name) > NAMES_CHARS_MAX:
+            parts.append([])
+        parts[-1].append(name)
+    return parts
 
 
 def _form(site: dict[str, Any]) -> tuple[Any, ...]:

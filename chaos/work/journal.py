@@ -47,7 +47,7 @@ class Journals(Workload):
         self._made += 1
         account = f"journal-{self.context.seed}-{self._made}"
         self.context.accounts.add(account)
-        return Journal(account, requests.open_account(account, key=f"setup-open-{account}"))
+        return Journal(account, requests.open_account(account, key=f"open-{account}"))
 
     def _element(self, above_cents: int) -> str:
         self._elements += 1
