@@ -67,8 +67,9 @@ def drawn(detail: Detail, name: str, draw: Callable[[], Any]) -> Any:
     return detail.get(name, value)
 
 
-async def felt(look: Callable[[], Awaitable[str]], what: str, *, within_s: float = BITE_S) -> str:
-    """Look until something is seen, and return it. Raises NotCut."""
+async def felt(look: Callable[[], Awaitable[str]], what: str, *, within_s: float = 0) -> str:
+    """Look until something is seen, and return it. within_s: 0 for BITE_S. Raises NotCut."""
+    within_s = within_s or BITE_S
     deadline = time.monotonic() + within_s
     while True:
         seen = await look()

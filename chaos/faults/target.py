@@ -17,7 +17,8 @@ class Target(Protocol):
     which all feeds come from; `start` without an end of waiting is `ready_timeout_ms=0`.
     """
 
-    network: Network
+    @property
+    def network(self) -> Network: ...
 
     @property
     def links(self) -> list[Link]: ...
