@@ -16,7 +16,8 @@ from msgspec import Struct
 from cluster.folder import ClusterFolder
 from cluster.topology import GATEWAY_PREFIX
 from node.cli.main import EXIT_REFUSED, EXIT_UNREACHABLE
-from node.cli.output import HINTS, complain, print_json, say
+from node.cli.output import HINTS as NODE_HINTS
+from node.cli.output import complain, print_json, say
 from node.cli.session import CliError, mint
 
 TIMEOUT_S = 10.0
@@ -32,7 +33,7 @@ Gateway = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
-_HINTS = {
+HINTS = {
     "symbol_not_found": "names are the venues' own, as in the gateway's file: AAPL, BTCUSDT; ours are AAPL-USD",
     "not_ready": "the gateway waits for a node; `tiebreak status` shows the members",
     "unreachable": "is it up? `tiebreak up` starts gateways as well",
@@ -55,7 +56,7 @@ class Asker:
         """Raises FolderError, CliError."""
         self.folder = ClusterFolder(cluster)
         self.as_json = as_json
-        self._token = token
+        self.given_token = token
         self.urls = [gateway.rstrip("/")] if "://" in gateway else self._of_folder(gateway)
 
     def _of_folder(self, site: str) -> list[str]:
@@ -73,7 +74,7 @@ class Asker:
 
     def token(self, role: str, account: str = "") -> str:
         """--token, or one made with the folder's key."""
-        return self._token or mint(self.folder, role=role, accounts=[account] if account else [])
+        return self.given_token or mint(self.folder, role=role, accounts=[account] if account else [])
 
     def ask(
         self,
@@ -96,7 +97,7 @@ class Asker:
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
             )
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=self._tls(url)) as response:
+                with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=self.tls(url)) as response:
                     headers = {name.lower(): value for name, value in response.headers.items()}
                     age_ms = int(headers.get("x-staleness-ms", "-1"))
                     return Answer(msgspec.json.decode(response.read()), age_ms, url, headers)
@@ -110,10 +111,10 @@ class Asker:
                 failures.append(f"{url}: {getattr(error, 'reason', error)}")
                 if method != "GET" and not isinstance(getattr(error, "reason", None), ConnectionRefusedError):
                     break  # it may have been taken
-        complain("no gateway answered: " + "; ".join(failures), _HINTS["unreachable"])
+        complain("no gateway answered: " + "; ".join(failures), HINTS["unreachable"])
         raise typer.Exit(EXIT_UNREACHABLE)
 
-    def _tls(self, url: str) -> ssl.SSLContext | None:
+    def tls(self, url: str) -> ssl.SSLContext | None:
         if not url.startswith("https://"):
             return None
         ca = self.folder.certs / "ca.crt"
@@ -124,7 +125,7 @@ class Asker:
         if self.as_json:
             print_json({"outcome": "refused", "error": word, "message": message, "field": field})
         else:
-            complain(f"{word}{f' ({field})' if field else ''}: {message}", _HINTS.get(word) or HINTS.get(word, ""))
+            complain(f"{word}{f' ({field})' if field else ''}: {message}", HINTS.get(word) or NODE_HINTS.get(word, ""))
         raise typer.Exit(EXIT_REFUSED)
 
 

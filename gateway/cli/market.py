@@ -1,15 +1,21 @@
 """`tiebreak quote`, `candles`, `watch`: prices of all venues, from the nearest gateway."""
 
-import time
+import asyncio
+import contextlib
+import itertools
 from enum import StrEnum
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli.asking import Answer, Asker, Gateway, age, tell
-from node.cli.output import err, out, print_json, print_table, say, table
+from gateway.cli.asking import HINTS, Asker, Gateway, age, tell
+from gateway.cli.watching import NoGateway, Shown, Watching, WatchRefused
+from node.cli.main import EXIT_REFUSED, EXIT_UNREACHABLE
+from node.cli.output import complain, out, print_json, print_table, say, table
 from node.cli.session import DEFAULT_CLUSTER, Cluster, Json, Token
 
 quote = typer.Typer(add_completion=False)
@@ -105,42 +111,114 @@ def show_candles(
     tell(answer)
 
 
+class Rate(StrEnum):
+    live = "live"
+    second = "1s"
+
+
 @watch.command("watch")
 def watch_quotes(
     symbols: Symbols,
-    every_ms: Annotated[int, typer.Option(min=100, max=60_000, help="Look again after this long.")] = 500,
-    times: Annotated[int, typer.Option(min=0, help="Stop after so many looks; 0: at Ctrl-C.")] = 0,
+    rate: Annotated[Rate, typer.Option(help="As the gateway sends them, or once a second.")] = Rate.live,
+    times: Annotated[int, typer.Option(min=0, help="Stop after so many updates; 0: at Ctrl-C.")] = 0,
     as_json: Json = False,
     cluster: Cluster = DEFAULT_CLUSTER,
     gateway: Gateway = "",
     token: Token = "",
 ) -> None:
-    """Watch quotes move; with --json one document per look. When a gateway goes away, the other one is asked.
+    """Watch best prices and trades move, over the gateway's stream; with --json one line per update.
 
-    Programs that want every change subscribe to /v1/stream instead.
+    When the stream ends, another is opened, at the other site's gateway if there is one. `changed` is how long ago a
+    symbol last moved; the line below says how old all of it may be. Stale prices are marked.
 
     Example: tiebreak watch AAPL MSFT BTCUSDT
+
+    Example: tiebreak watch AAPL --json --times 10
     """
     asker = Asker(cluster=cluster, gateway=gateway, token=token, as_json=as_json)
-    bearer, made_s = asker.token("auditor"), time.monotonic()
-    query = {"symbols": ",".join(symbols)}
-    looked = 0
-    with Live(console=out, refresh_per_second=10, transient=False, auto_refresh=False) as live:
-        while not times or looked < times:
-            if looked:
-                time.sleep(every_ms / 1000)
-            if time.monotonic() - made_s > 120:
-                bearer, made_s = asker.token("auditor"), time.monotonic()
-            answer = asker.ask("GET", "/v1/market/quotes", token=bearer, query=query)
-            looked += 1
-            if as_json:
-                print_json(answer.body)
-            else:
-                live.update(_watched(answer), refresh=True)
-    err.print(f"[dim]{looked} looks[/]")
+    count = itertools.count(1)
+    done = asyncio.Event()
+    watching: Watching
+
+    def updated(shown: Shown, at_us: int) -> None:
+        if as_json and not done.is_set():
+            typer.echo(msgspec.json.encode(_line(shown, at_us, watching.gateway)).decode())
+        if times and next(count) >= times:
+            done.set()
+
+    watching = Watching(
+        asker.urls,
+        list(dict.fromkeys(symbols)),
+        token=lambda: asker.token("auditor"),
+        renewed=not asker.given_token,
+        tls=asker.tls,
+        rate=rate.value,
+        on_update=updated,
+        on_talk=lambda text: say(f"[yellow]{escape(text)}[/]"),
+    )
+    try:
+        asyncio.run(_watch(watching, done, is_shown=not as_json))
+    except NoGateway as error:
+        complain(f"no gateway answered: {error}", HINTS["unreachable"])
+        raise typer.Exit(EXIT_UNREACHABLE) from error
+    except WatchRefused as error:
+        complain(f"{error.error}: {error}", HINTS.get(error.error, ""))
+        raise typer.Exit(EXIT_REFUSED) from error
 
 
-def _watched(answer: Answer) -> Table:
-    shown = table(COLUMNS, [_row(one) for one in answer.body["items"]], right=NUMBERS)
-    shown.caption = f"{answer.gateway}, {age(answer.age_ms)} old"
-    return shown
+async def _watch(watching: Watching, done: asyncio.Event, *, is_shown: bool) -> None:
+    """Until done, or refused."""
+    following = asyncio.create_task(watching.run())
+    ended = asyncio.create_task(done.wait())
+    try:
+        with Live(console=out, auto_refresh=False) if is_shown else contextlib.nullcontext() as live:
+            while not done.is_set() and not following.done():
+                await asyncio.wait({following, ended}, timeout=SHOWN_S, return_when=asyncio.FIRST_COMPLETED)
+                if live is not None and not following.done():
+                    live.update(_watched(watching), refresh=True)
+    finally:
+        following.cancel()
+        ended.cancel()
+        results = await asyncio.gather(following, ended, return_exceptions=True)
+    if isinstance(results[0], NoGateway | WatchRefused):
+        raise results[0]
+    if isinstance(results[0], Exception):
+        raise results[0]
+
+
+SHOWN_S = 0.2
+WATCHED = ("symbol", "bid", "size", "at", "ask", "ask size", "ask at", "last", "changed", "")
+
+
+def _watched(watching: Watching) -> Table:
+    rows = []
+    for shown in watching.rows.values():
+        quote = shown.quote
+        marks = [mark for mark in ("stale", "crossed", "locked") if quote.get(mark)]
+        bid, ask = quote.get("bid", "0") != "0", quote.get("ask", "0") != "0"
+        sides = (
+            *(quote[name] if bid else "" for name in ("bid", "bid_size", "bid_venue")),
+            *(quote[name] if ask else "" for name in ("ask", "ask_size", "ask_venue")),
+        )
+        rows.append((shown.symbol, *sides, shown.last.get("price", ""), age(shown.changed_ms()), ", ".join(marks)))
+    made = table(WATCHED, rows, right=("bid", "size", "ask", "ask size", "last", "changed"))
+    where = watching.gateway or "not connected; trying again"
+    lost = "" if watching.source != "lost" else ", which is cut off from its core"
+    resting = f"; resting: {', '.join(watching.shed)}" if watching.shed else ""
+    made.caption = f"{where}{lost}, {age(watching.age_ms())} old{resting}"
+    return made
+
+
+def _line(shown: Shown, at_us: int, gateway: str) -> dict[str, Any]:
+    """age_ms: of the quote when the gateway sent it."""
+    quote = {name: value for name, value in shown.quote.items() if name != "channel"}
+    as_of_us = quote.get("as_of_us", 0)
+    return {
+        "symbol": shown.symbol,
+        **quote,
+        "last": shown.last.get("price"),
+        "last_venue": shown.last.get("venue"),
+        "at_us": at_us,
+        "age_ms": max(0, (at_us - as_of_us) // 1000) if as_of_us else -1,
+        "gateway": gateway,
+    }

@@ -1,12 +1,16 @@
 """The command line of gateways: against a real one, as a person or a program would type it."""
 
 import asyncio
+import itertools
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from gateway.cli.watching import Watching
+from gateway.tasks import end
 from tests.gateway.api.sites import Site, market, sites, trades, until
 from tests.node.solo import token
 
@@ -47,8 +51,68 @@ async def test_prices() -> None:
         assert (found.code, found.body["items"][0]["close"]) == (0, "190.01")
         found = await tiebreak("candles", "AAPL", "--start", "soon", site=site)
         assert found.code == 1 and "start must be a time" in found.err
-        found = await tiebreak("watch", "AAPL", "--times", "2", "--every-ms", "100", "--json", site=site)
-        assert found.code == 0 and found.out.count('"symbol": "AAPL"') == 2
+
+
+async def moving(site: Site) -> None:
+    """A price that moves, until cancelled."""
+    for step in itertools.count():
+        site.quote("AAPL", f"{100 + step % 50}.00", f"{150 + step % 50}.00")
+        site.trade("AAPL", f"{125 + step % 10}")
+        await asyncio.sleep(0.02)
+
+
+async def test_watch_prints_a_line_per_update_with_its_age(tmp_path: Path) -> None:
+    async with market(tmp_path) as (_, (site,)):
+        prices = asyncio.create_task(moving(site))
+        found = await tiebreak("watch", "AAPL", "--times", "4", "--json", site=site)
+        await end(prices)
+        lines = [json.loads(line) for line in found.out.splitlines()]
+        assert (found.code, len(lines)) == (0, 4), found.err
+        assert len({(line["bid"], line["last"]) for line in lines}) > 1
+        assert all(0 <= line["age_ms"] < 10_000 and line["gateway"] == site.url for line in lines)
+        found = await tiebreak("watch", "NOPE", site=site)
+        assert found.code == 1 and "symbol_not_found" in found.err and "NOPE" in found.err
+        found = await tiebreak("watch", "AAPL", site=site, bearer="nonsense")
+        assert found.code == 1 and "unauthenticated" in found.err
+        found = await tiebreak("watch", "AAPL", "--gateway", "http://127.0.0.1:9", "--token", "x")
+        assert found.code == 4 and "no gateway answered" in found.err
+
+
+async def test_watch_goes_on_at_the_other_gateway_when_one_leaves(tmp_path: Path) -> None:
+    async with market(tmp_path, count=2) as (_, (one, other)):
+        told: list[str] = []
+        watching = Watching(
+            [one.url, other.url], ["AAPL"],
+            token=lambda: token("trader", "anna"), renewed=True, tls=lambda _url: None, on_talk=told.append,
+        )  # fmt: skip
+        for site in (one, other):
+            site.quote("AAPL", "100.00", "101.00")
+        running = asyncio.create_task(watching.run())
+        await until(lambda: watching.rows["AAPL"].quote.get("bid") == "100")
+        assert watching.gateway == one.url and 0 <= watching.age_ms() < 10_000
+        assert one.app.server is not None
+        await one.app.server.drain(timeout_ms=50)
+        await until(lambda: watching.gateway == other.url)
+        other.quote("AAPL", "102.00", "103.00")
+        await until(lambda: watching.rows["AAPL"].quote["bid"] == "102")
+        assert one.url in told[0] and "leaves" in told[0]
+        await end(running)
+
+
+async def test_watch_waits_as_long_as_the_only_gateway_says_and_comes_back(tmp_path: Path) -> None:
+    async with market(tmp_path, limits="admitted_per_s = 1") as (_, (site,)):
+        site.quote("AAPL", "100.00", "101.00")
+        assert site.app.server is not None and site.app.server.admission.admit() == 0.0
+        told: list[str] = []
+        watching = Watching(
+            [site.url], ["AAPL"],
+            token=lambda: token("trader", "anna"), renewed=True, tls=lambda _url: None, on_talk=told.append,
+        )  # fmt: skip
+        began_s = time.monotonic()
+        running = asyncio.create_task(watching.run())
+        await until(lambda: watching.gateway == site.url, within_s=10)
+        assert time.monotonic() - began_s > 0.9 and "503" in told[0]
+        await end(running)
 
 
 async def test_an_account(tmp_path: Path) -> None:
