@@ -1,0 +1,151 @@
+"""Who answered while faults held: never a side without a majority for writes, always both gateways for reads."""
+
+from bisect import bisect_right
+
+from chaos.check.judging import Wrong, invalid, judge
+from chaos.check.replay import READS
+from chaos.check.told import COMMANDS, Told
+from chaos.check.verdict import Check
+from chaos.history.file import NEVER_NS, Op
+from chaos.history.records import Fault
+
+GATEWAY_SHARE_MIN = 0.999
+AGE_SLACK_MS = 2_000
+"""A follower learns of a commit a heartbeat later, and processes of a busy machine wait."""
+AN_ANSWER = frozenset({"account_not_found", "order_not_found", "not_found", "symbol_not_found"})
+"""Refusals that are what a gateway knows."""
+OF_CLIENTS = frozenset({"client-cut"})
+"""Faults of the clients' own connections: what fails under them says nothing of a gateway."""
+BACK_NS = 5_000_000_000
+"""A gateway that was killed or stopped may take so long to be back."""
+
+
+class Force:
+    """One fault while it surely held: from when it was seen to bite until it began to be taken away."""
+
+    def __init__(self, told: Told, bite: Fault) -> None:
+        mine = [fault for fault in told.history.faults if fault.number == bite.number]
+        begin = next((fault for fault in mine if fault.did == "begin"), bite)
+        end_ns = next((fault.at_ns for fault in mine if fault.did == "end"), NEVER_NS)
+        planned = next((planned for planned in told.run.plan if planned.number == bite.number), None)
+        self.nemesis = bite.nemesis
+        self.targets = bite.targets or begin.targets
+        self.detail = {**begin.detail, **bite.detail}
+        self.begin_ns = begin.at_ns
+        self.bite_ns = bite.at_ns
+        self.end_ns = end_ns
+        # Taking a fault away takes time, and `end` is written after it.
+        held_ns = int(planned.for_s * 1e9) if planned is not None else NEVER_NS
+        self.until_ns = min(end_ns, begin.at_ns - int(self.detail.get("took_ms", 0)) * 1_000_000 + held_ns)
+
+    @property
+    def minority(self) -> list[str]:
+        return list(self.detail.get("minority", []))
+
+    @property
+    def majority(self) -> list[str]:
+        return list(self.detail.get("majority", []))
+
+
+def forces(told: Told) -> list[Force]:
+    return [Force(told, fault) for fault in told.history.faults if fault.did == "bite"]
+
+
+def check_minority(told: Told) -> Check:
+    """A member that reaches no majority acknowledges no new write: it refuses, or says that it does not know."""
+    changing = [force for force in forces(told) if force.nemesis == "replaced"]
+    held = [force for force in forces(told) if force.minority]
+    wrong: Wrong = []
+    asked = 0
+    for op in told.history.ops:
+        if op.kind not in COMMANDS:
+            continue
+        for force in held:
+            if op.target in force.minority and force.bite_ns <= op.call_ns and op.return_ns <= force.until_ns:
+                asked += 1
+                if op.ok and not op.replay and not any(_overlap(force, other) for other in changing):
+                    why = f"operation {op.op} was acknowledged by {op.target}, which could reach no majority"
+                    wrong.append((why, {**op.said(), "fault": force.nemesis, "number": held.index(force) + 1}))
+    return judge("minority", "who had no majority acknowledged nothing", wrong, {"faults": len(held), "asked": asked})
+
+
+def _overlap(one: Force, other: Force) -> bool:
+    return one.begin_ns < other.end_ns and other.begin_ns < one.end_ns
+
+
+def is_gateway_read(op: Op) -> bool:
+    """What a gateway answers by itself; reads of the ledger that it passes on need a leader."""
+    return op.target.startswith("gateway") and op.kind.startswith("read_") and op.kind not in READS
+
+
+def check_gateways(told: Told) -> Check:
+    """Each gateway answers at least 99.9 % of what it is asked while faults hold, save while it was killed itself."""
+    begin_ns = told.history.phase_ns("faults")
+    end_ns = told.history.phase_ns("final") or NEVER_NS
+    if begin_ns is None:
+        return invalid("gateways", "the history names no phase of faults")
+    answered: dict[str, int] = {}
+    asked: dict[str, int] = {}
+    failed: dict[str, Op] = {}
+    struck = forces(told)
+    for op in told.history.ops:
+        if not is_gateway_read(op) or not begin_ns <= op.call_ns < end_ns or _excused(op, struck):
+            continue
+        asked[op.target] = asked.get(op.target, 0) + 1
+        if op.ok or op.error in AN_ANSWER:
+            answered[op.target] = answered.get(op.target, 0) + 1
+        else:
+            failed.setdefault(op.target, op)
+    wrong: Wrong = []
+    for gateway, count in sorted(asked.items()):
+        share = answered.get(gateway, 0) / count
+        if share < GATEWAY_SHARE_MIN:
+            missed = count - answered.get(gateway, 0)
+            why = f"{gateway} answered {100 * share:.2f} % of {count} reads"
+            wrong.append((why, {"missed": missed, "first": failed[gateway].said()}))
+    counts = {"reads": sum(asked.values()), "answered": sum(answered.values())}
+    return judge("gateways", "both gateways answered at least 99.9 % of reads", wrong, counts)
+
+
+def _excused(op: Op, struck: list[Force]) -> bool:
+    """Whether the gateway itself, or the caller's connection, was the target."""
+    for force in struck:
+        mine = op.target in force.targets or force.nemesis in OF_CLIENTS
+        if mine and op.call_ns < force.end_ns + BACK_NS and op.return_ns > force.begin_ns:
+            return True
+    return False
+
+
+def check_ages(told: Told) -> Check:
+    """No gateway says that it is younger than it is: what it shows was the newest at the time that it names.
+
+    By what was acknowledged: when the first command behind a gateway's index had been answered, that index was old.
+    """
+    acked = sorted(
+        ((op.index, op.return_ns) for op in told.history.ops if op.ok and op.index and op.kind in COMMANDS),
+        reverse=True,
+    )
+    indexes, earliest = [], []
+    soonest_ns = NEVER_NS
+    for index, return_ns in acked:
+        soonest_ns = min(soonest_ns, return_ns)
+        indexes.append(-index)
+        earliest.append(soonest_ns)
+    wrong: Wrong = []
+    worst_ms = shown = 0
+    for op in told.history.ops:
+        index = op.answer.get("index", 0) if is_gateway_read(op) and op.ok else 0
+        if not index:
+            continue
+        shown += 1
+        beyond = bisect_right(indexes, -int(index) - 1)
+        old_since_ns = earliest[beyond - 1] if beyond else NEVER_NS
+        old_ms = (op.call_ns - old_since_ns) // 1_000_000
+        if op.age_ms < 0:
+            wrong.append((f"operation {op.op}: an answer with an index and without an age", op.said()))
+        elif old_ms > 0:
+            worst_ms = max(worst_ms, old_ms - op.age_ms)
+            if old_ms - op.age_ms > AGE_SLACK_MS:
+                why = f"operation {op.op}: {op.target} said {op.age_ms} ms, and was at least {old_ms} ms old"
+                wrong.append((why, op.said()))
+    return judge("ages", "no gateway was older than it said", wrong, {"answers": shown, "understated_ms_max": worst_ms})

@@ -1,0 +1,75 @@
+"""Judges the folder of a run: all checkers, one verdict. Reads only; a stored run gets the same verdict again."""
+
+from pathlib import Path
+
+from chaos.check import availability, commands, copies, enough, feed, journals, money, outage, preferences, reading
+from chaos.check.availability import is_gateway_read
+from chaos.check.replay import replay
+from chaos.check.searched import check_registers
+from chaos.check.told import COMMANDS, Told, read_told
+from chaos.check.verdict import Check, Verdict, overall
+
+Figures = dict[str, float | int | str | None]
+
+
+def check_run(folder: Path) -> Verdict:
+    """Raises RunUnreadable: this is no run's folder, or what it has is broken in the middle."""
+    return judge_told(read_told(folder))
+
+
+def judge_told(told: Told) -> Verdict:
+    done = replay(told)
+    checks = [
+        enough.check_faults(told),
+        enough.check_enough(told),
+        enough.check_final(told),
+        commands.check_log(told),
+        commands.check_answers(told, done),
+        commands.check_order(told, done),
+        commands.check_false_acks(told),
+        commands.check_lost(told, done),
+        commands.check_phantoms(told, done),
+        commands.check_resolved(told, done),
+        commands.check_idempotence(told),
+        money.check_money(told),
+        reading.check_reads(done),
+        reading.check_stale(told),
+        check_registers(told),
+        journals.check_journals(told),
+        feed.check_events(told, done),
+        copies.check_digests(told),
+        availability.check_minority(told),
+        availability.check_gateways(told),
+        availability.check_ages(told),
+        outage.check_outage(told),
+        copies.check_convergence(told),
+        preferences.check_items(told),
+    ]
+    return Verdict(overall(checks), checks, _figures(told, checks))
+
+
+def _figures(told: Told, checks: list[Check]) -> Figures:
+    """What a report shows beside the verdict."""
+    by_name = {check.name: check for check in checks}
+    ops = told.history.ops
+    begin_ns, end_ns = told.history.phase_ns("faults"), told.history.phase_ns("healing")
+    figures: Figures = {
+        "operations": len(ops),
+        "ok": sum(op.ok for op in ops),
+        "failed": sum(op.outcome == "fail" for op in ops),
+        "unknown": sum(op.outcome == "unknown" for op in ops),
+        "commands": sum(op.kind in COMMANDS for op in ops),
+        "log_lines": len(told.log),
+        "events": len(told.events),
+        "outage_p50_ms": by_name["outage"].counts.get("p50_ms"),
+        "outage_max_ms": by_name["outage"].counts.get("max_ms"),
+        "converged_ms": told.final.converged_ms if told.final.converged_ms >= 0 else None,
+        "age_understated_ms_max": by_name["ages"].counts.get("understated_ms_max"),
+    }
+    if begin_ns is not None and end_ns is not None and end_ns > begin_ns:
+        during = [op for op in ops if begin_ns <= op.call_ns < end_ns]
+        figures["ok_per_s"] = round(sum(op.ok for op in during) * 1e9 / (end_ns - begin_ns), 1)
+    for gateway in sorted({op.target for op in ops if is_gateway_read(op)}):
+        reads = [op for op in ops if is_gateway_read(op) and op.target == gateway]
+        figures[f"answered_by_{gateway}_percent"] = round(100 * sum(op.ok for op in reads) / len(reads), 3)
+    return figures
