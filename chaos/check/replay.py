@@ -124,7 +124,8 @@ def _execute(done: Replayed, model: _Recording, index: int, lines: list[Logged])
         if not line.key:
             continue
         if isinstance(result, Repeat):
-            done.lines[line.key][index] = done.executed[line.key].answer
+            # Not in place of a refusal of another body that stands in the same entry.
+            done.lines[line.key].setdefault(index, done.executed[line.key].answer)
             continue
         command = command_of(line)
         answer = words.answer(model, command, result)
