@@ -199,11 +199,15 @@ class UnknownEvent(ValueError):
 
 
 class Message(Struct, frozen=True, kw_only=True):
-    """What the feed's WebSocket sends. position: behind all of `events`."""
+    """What the feed's WebSocket sends. position: behind all of `events`.
+
+    newest: of a heartbeat: the node is with the majority, which has nothing newer.
+    """
 
     stream: str
     position: str = ""
     events: list[AnyEvent] = []
+    newest: bool = True
     # Of errors and of goodbyes.
     error: str = ""
     message: str = ""

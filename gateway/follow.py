@@ -109,6 +109,9 @@ class Follower:
                 if received.type is not aiohttp.WSMsgType.TEXT:
                     raise ConnectionError(f"closed: {socket.close_code} {received.extra or ''}")
                 message = decode(received.data)
+                if message.stream == "heartbeat" and not message.newest:
+                    # It is cut off, and so may be far behind: another node may not be.
+                    raise ConnectionError("it reaches no majority")
                 if message.stream in ("feed", "heartbeat"):
                     self._projection.apply(message)
                 elif message.stream == "error":

@@ -227,7 +227,11 @@ class Feed:
     # ---- WebSocket ----
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
-        """Messages {"stream": "feed", "position", "events"}, a heartbeat each second without news."""
+        """Messages {"stream": "feed", "position", "events"}, a heartbeat each second without news.
+
+        A heartbeat's `newest` says whether there is nothing newer anywhere, as far as a member can know: one that is
+        cut off from the majority has no news either.
+        """
         if self.node.draining:
             raise NotReady("this node drains: follow another member")
         if len(self.followers) >= FOLLOWERS_MAX:
@@ -287,7 +291,8 @@ class Feed:
                 after = events.after
                 continue
             else:
-                message = b'{"stream":"heartbeat","position":"%b"}' % position
+                newest = b"true" if self._is_newest() else b"false"
+                message = b'{"stream":"heartbeat","position":"%b","newest":%b}' % (position, newest)
             try:
                 async with asyncio.timeout(STALL_S):
                     await socket.send_frame(message, WSMsgType.TEXT)
@@ -301,6 +306,10 @@ class Feed:
         async with asyncio.timeout(2.0):
             await socket.send_frame(_encode(wire.Closing("draining", str(after))), WSMsgType.TEXT)
         return CLOSE_SHUTDOWN, f"draining resume={after}"
+
+    def _is_newest(self) -> bool:
+        status = self.node.engine.status()
+        return status.has_quorum and self.source.applied_index >= status.commit_index
 
     async def _refuse(self, request: web.Request, socket: web.WebSocketResponse, error: NodeError) -> None:
         message = wire.StreamError(code=error.code, error=error.error, message=error.message, field=error.field)

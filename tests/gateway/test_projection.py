@@ -1,5 +1,6 @@
 """What a gateway shows is what the nodes have at that index: from the start, a snapshot, the cache, and midway."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster.consensus.engine import Role
 from gateway.cache.server import CacheServer
 from gateway.cache.state import CacheAway, Elsewhere, StateCache, connect
 from gateway.events import Position, UnknownEvent, decode
@@ -252,3 +254,25 @@ def test_an_event_of_an_unknown_kind_is_not_left_out_in_silence() -> None:
 
 def test_times_are_exact_to_the_microsecond() -> None:
     assert micros("2026-01-02T03:04:05.678901Z") == 1_767_323_045_678_901
+
+
+def test_a_node_that_is_cut_off_makes_nothing_look_fresh(tmp_path: Path) -> None:
+    async def talk() -> None:
+        log, gateway = SharedLog(), Gateway()
+        async with Solo(tmp_path / "a", log=log) as first, Solo(tmp_path / "b", follows=log) as second:
+            feed(first, batches(3, 20))
+            async with gateway.following(url(first), url(second)):
+                await gateway.reaches(first.node.machine.applied_index)
+                first.log.changed(role=Role.follower, leader=None, term=2, has_quorum=False)
+                # Another node is with the majority: it is followed now.
+                await until(lambda: gateway.follower.node == url(second), within_s=15)
+                second.log.changed(role=Role.follower, leader=None, term=2, has_quorum=False)
+                await until(lambda: gateway.follower.node != url(second), within_s=15)
+                before_us = gateway.projection.standing.as_of_us
+                await asyncio.sleep(2.5)
+                assert gateway.projection.standing.as_of_us == before_us
+                assert gateway.projection.standing.staleness_ms >= 2_500
+                second.log.changed(role=Role.follower, leader="dc-a", term=2)
+                await until(lambda: gateway.projection.standing.staleness_ms < 2_000, within_s=15)
+
+    run(talk())
