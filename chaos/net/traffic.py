@@ -1,11 +1,10 @@
 """What passes on a link, and whether its listener is there: the kernel's word, whatever a proxy says of itself."""
 
 import asyncio
-import contextlib
 
 from msgspec import Struct
 
-from chaos.net.links import Link, Way
+from chaos.net.links import Address, Link, Way
 from chaos.net.sockets import LISTEN, connections, inodes
 
 STILL_S = 0.15
@@ -68,11 +67,19 @@ def traffic(link: Link, pid: int) -> Traffic:
     return Traffic(to_target, to_dialer)
 
 
+async def refused_at(listen: Address) -> bool:
+    """Whether a connection was refused there, just now."""
+    try:
+        _, writer = await asyncio.open_connection(*listen)
+    except ConnectionRefusedError:
+        return True
+    writer.transport.abort()
+    return False
+
+
 async def refused(link: Link, pid: int) -> str:
     """What speaks against it: a connection was accepted, or one still stands. Empty: refused."""
-    with contextlib.suppress(ConnectionRefusedError):
-        _, writer = await asyncio.open_connection(*link.listen)
-        writer.transport.abort()
+    if not await refused_at(link.listen):
         return "one was accepted"
     standing = len((await asyncio.to_thread(traffic, link, pid)).to_dialer)
     return f"{standing} still stand" if standing else ""

@@ -32,13 +32,14 @@ class Echo:
 
     def __init__(self, *, echoes: bool = True) -> None:
         self.port = free_port()
-        self.got: list[bytes] = []
+        self.got: list[bytearray] = []
         self.ended: list[bool] = []
         self.echoes = echoes
         self.reads = asyncio.Event()
         self.reads.set()
         self.arrivals: list[bytes] = []
         self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         # A small window: what reads nothing is soon full.
@@ -50,11 +51,21 @@ class Echo:
         if self._server is not None:
             self._server.close()
 
+    async def end(self) -> None:
+        self.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
         number = len(self.got)
-        self.got.append(b"")
+        self.got.append(bytearray())
         self.ended.append(False)
-        with contextlib.suppress(OSError):
+        try:
             while True:
                 await self.reads.wait()
                 data = await reader.read(65_536)
@@ -65,8 +76,11 @@ class Echo:
                 if self.echoes:
                     writer.write(data)
                     await writer.drain()
-        self.ended[number] = True
-        writer.transport.abort()
+        except (OSError, asyncio.CancelledError):
+            pass  # the library logs a handler that was cancelled
+        finally:
+            self.ended[number] = True
+            writer.transport.abort()
 
 
 class Client:
@@ -150,5 +164,4 @@ async def place(network: Network, *, echoes: bool = True) -> AsyncIterator[Place
         for client in found.clients:
             client.close()
         await network.close()
-        echo.stop()
-        await asyncio.sleep(0)
+        await echo.end()
