@@ -1,23 +1,31 @@
 """One core that takes market data, a process of its own: `python -m bench.gateway_intake` reads a Spec on stdin.
 
 Ticks are made beforehand. First they come when they are due, as from venues; then all at once, to see what a core can
-take. What is measured runs as in a gateway: NBBO, bars, tape, books and tick log, what changed taken out every 100 ms,
-the log flushed every 100 ms and synced every second from a thread.
+take. What is measured runs as in a gateway: NBBO, bars, tape, books and tick log; what changed is written to a cache
+server every 25 ms and taken out every 100 ms; the log is flushed every 100 ms, and synced every second from a thread.
 """
 
 import asyncio
 import gc
+import logging
 import os
 import sys
+import tempfile
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
+import structlog
 import uvloop
 from msgspec import Struct
 
-from bench.load import waited_s
+from bench.load import cpu_s, waited_s
 from bench.stats import Spread, spread
+from gateway.cache.keeper import QuoteKeeper
+from gateway.cache.quotes import CacheQuotes
+from gateway.cache.server import CacheServer
+from gateway.cache.state import connect
 from gateway.feeds.ticks import Tick
 from gateway.market.intake import MarketData
 from gateway.market.measure import capture_shares, made_ticks, zipf_shares
@@ -33,7 +41,7 @@ ZIPF = 0.9
 class Spec(Struct):
     """capture: an IEX recording whose symbols' shares are used; empty: Zipf. log_folder: empty for no tick log.
 
-    core: the CPU to stay on; -1: any.
+    core: the CPU to stay on; -1: any. The cache server is not held to it.
     """
 
     symbols: int
@@ -58,6 +66,12 @@ class Result(Struct):
     updates: int
     seconds: float
     lag: Spread
+    cached: Spread
+    cache_cpu_s: float
+    written: int
+    rounds: int
+    all_seconds: float
+    """With the warm-up, which cache_cpu_s and written count too."""
     own: Spread
     age: Spread
     waited_s: float
@@ -86,6 +100,11 @@ class Paced:
         self.lags: list[tuple[float, int]] = []
         """(milliseconds, updates) of each batch."""
         self.ages: list[tuple[float, int]] = []
+        self.cached: list[tuple[float, int]] = []
+        self.cache_cpu_s = 0.0
+        self.written = self.rounds = 0
+        self._uncached: list[tuple[float, int, int]] = []
+        """(monotonic time when they were taken in, due, updates), not known to be in the cache yet."""
         self.changed = self.closed = 0
         self._waiting: list[tuple[int, int]] = []
         """(due, updates) since what changed was last taken out."""
@@ -97,16 +116,44 @@ class Paced:
         return self._first_us + int((time.perf_counter() - self._began) * 1e6)
 
     async def run(self) -> None:
+        async with AsyncExitStack() as stack:
+            # A short folder, for the sake of the unix socket.
+            server = CacheServer(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tb"))))
+            await server.start()
+            stack.push_async_callback(server.stop)
+            if server.pid is not None:
+                os.sched_setaffinity(server.pid, range(os.cpu_count() or 1))
+            client = connect(server.url)
+            stack.push_async_callback(client.aclose)
+            keeper = QuoteKeeper(self.market, CacheQuotes(client, "bench"))
+            keeper.on_written = self._is_cached
+            await self._run(keeper, server.pid or 0)
+
+    async def _run(self, keeper: QuoteKeeper, cache_pid: int) -> None:
         self._began = time.perf_counter()
-        beside = [asyncio.create_task(self._take_out())]
+        beside = [asyncio.create_task(self._take_out()), asyncio.create_task(keeper.run())]
         if self.market.log is not None:
             beside.append(asyncio.create_task(self._keep_log(self.market.log)))
         try:
+            cache_before = cpu_s(cache_pid)
             await self._feed()
+            self.cache_cpu_s = cpu_s(cache_pid) - cache_before
+            self.written, self.rounds = keeper.counts.written, keeper.counts.rounds
+            while self._uncached:  # noqa: ASYNC110 - the last round tells nobody but us
+                await asyncio.sleep(0.01)
         finally:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
+
+    def _is_cached(self, taken_s: float) -> None:
+        now_us, place = self.clock(), 0
+        for at_s, due_us, count in self._uncached:
+            if at_s > taken_s:
+                break
+            self.cached.append(((now_us - due_us) / 1e3, count))
+            place += 1
+        del self._uncached[:place]
 
     async def _feed(self) -> None:
         cpu_before, measured_from, waited_before = time.process_time(), 0.0, 0.0
@@ -123,6 +170,7 @@ class Paced:
             if measured_from:
                 self.lags.append(((clock() - due_us) / 1e3, len(ticks)))
                 self._waiting.append((due_us, len(ticks)))
+                self._uncached.append((time.monotonic(), due_us, len(ticks)))
                 step = time.thread_time()
                 self.steps.append((due_us / 1e6, step - step_before, len(ticks)))
                 step_before = step
@@ -225,6 +273,11 @@ def run(spec: Spec) -> Result:
         updates=sum(count for _, count in paced.lags),
         seconds=paced.seconds,
         lag=weighed(paced.lags),
+        cached=weighed(paced.cached),
+        cache_cpu_s=paced.cache_cpu_s,
+        written=paced.written,
+        rounds=paced.rounds,
+        all_seconds=spec.warmup_s + paced.seconds,
         own=weighed(on_an_own_core(paced.steps)),
         age=weighed(paced.ages),
         waited_s=paced.waited_s,
@@ -243,4 +296,5 @@ def run(spec: Spec) -> Result:
 
 
 if __name__ == "__main__":
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # stdout is the result's
     sys.stdout.buffer.write(msgspec.json.encode(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Spec))))

@@ -14,9 +14,10 @@ from typing import Any
 import aiohttp
 import structlog
 
-from cluster.certificates import client_context, server_context
 from gateway.alerts.fills import Fill, Fills
 from gateway.alerts.service import Alerts
+from gateway.cache.keeper import QuoteKeeper
+from gateway.cache.quotes import CacheQuotes
 from gateway.cache.ranks import CacheRanks
 from gateway.cache.rates import CacheRates
 from gateway.cache.server import CacheServer
@@ -26,6 +27,7 @@ from gateway.events import Traded
 from gateway.feeds.clock import now_us
 from gateway.feeds.ticks import UNUSABLE, Status, StatusKind, Tick, Trade
 from gateway.follow import Follower
+from gateway.identity import Identity
 from gateway.market.intake import MarketData
 from gateway.market.tickblocks import day_files
 from gateway.market.tickdays import tidy
@@ -106,6 +108,7 @@ class Core:
         self.history = History()
         self.cache_server: CacheServer | None = None
         self.rates: CacheRates | None = None
+        self.quotes: QuoteKeeper
         self._ranked = asyncio.Event()
         self.leaderboard.on_tables = self._tables_are_new
         self._cache_client: Any = None
@@ -115,13 +118,17 @@ class Core:
         self.follower: Follower
         self.session: aiohttp.ClientSession
         self.sources: list[Source] = []
+        self.identity = identity = Identity(
+            config.name, config.tls, nodes_ca=config.nodes_ca, present=config.nodes.present_certificate
+        )
         self.sites = Sites(
             self.store,
             listen=(config.listen.host, config.listen.link_port),
             peers=config.peers,
-            server_tls=server_context(config.tls),
-            client_tls=client_context(config.tls),
+            server_tls=identity.server,
+            client_tls=identity.client,
         )
+        identity.on_taken.append(self._renew_links)
         self.dispatcher = Dispatcher(self.store, self.prefs.preferences, _senders(config.notify))
         self.notifier = Notifier(self.store, self.prefs.preferences, self.dispatcher, self._notice)
         self.fills = Fills(config.site, show=self.notifier.show, queue=self.notifier.queue)
@@ -156,9 +163,13 @@ class Core:
         if await self.projection.start_from_cache():
             self.books.begin_with(self.accounts.orders.values())
             self.books.show_all(now_us())
-        self.session = aiohttp.ClientSession(connector=self.node_connector())
-        self.follower = Follower(self.session, lambda: config.nodes.addresses, self.node_token, self.projection)
+        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector())
+        self.follower = Follower(
+            self.session, lambda: config.nodes.addresses, self.node_token, self.projection, tls=self.node_tls
+        )
+        self.quotes = QuoteKeeper(self.market, CacheQuotes(self._cache_client, config.cluster_id))
         await self._take_bars_back()
+        await self.quotes.load()
         await self.alerts.start()
         await self.dispatcher.start()
         self.sites.on_link(self._sites_changed)
@@ -166,9 +177,11 @@ class Core:
         self.sources = [make_source(feed, self.take) for feed in config.feeds]
         self._run("follower", self.follower.run())
         self._run("cache", self.projection.keep_cache())
+        self._run("quotes", self.quotes.run())
         self._run("leaderboard", self.leaderboard.run())
         self._run("ranks", self._keep_ranks(CacheRanks(self._cache_client, scope)))
         self._run("alive", self._say_alive())
+        self._run("certificates", self.identity.run())
         self._run("ticklog", self._keep_ticklog())
         self._run("finished days", self._tidy_days())
         for source in self.sources:
@@ -199,17 +212,12 @@ class Core:
         self.market.close()
         await self.store.close()
 
-    def node_connector(self, *, limit: int = 100) -> aiohttp.TCPConnector:
-        """Connections to nodes, by the file's authority and, where nodes ask for one, with our certificate."""
-        config = self.config
-        if config.nodes.present_certificate:
-            tls = client_context(config.tls)
-            if config.nodes_ca is not None:
-                tls.load_verify_locations(config.nodes_ca)
-            return aiohttp.TCPConnector(ssl=tls, limit=limit)
-        if config.nodes_ca is not None:
-            return aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=config.nodes_ca), limit=limit)
-        return aiohttp.TCPConnector(limit=limit)
+    def node_tls(self) -> ssl.SSLContext | bool:
+        """For each request to a node: whom to trust now and, where nodes ask for one, our certificate of now."""
+        return self.identity.nodes if self.identity.nodes is not None else True
+
+    async def _renew_links(self) -> None:
+        await self.sites.use(self.identity.server, self.identity.client)
 
     def node_token(self) -> str:
         """An auditor's token, as the file has it now."""

@@ -86,21 +86,23 @@ def _age_of(rows: Iterable[Row], as_of: Iterable[int]) -> Age:
 async def quotes(request: web.Request) -> web.Response:
     """Best bid, ask and last price of each symbol. Unknown ones are named; when all are unknown, it is a 404."""
     context.only(request, "symbols", "symbol")
-    return _quotes(request, with_venues=False)
+    return await _quotes(request, with_venues=False)
 
 
 async def nbbo(request: web.Request) -> web.Response:
     """As quotes, with the trusted quotes of each venue."""
     context.only(request, "symbols", "symbol")
-    return _quotes(request, with_venues=True)
+    return await _quotes(request, with_venues=True)
 
 
-def _quotes(request: web.Request, *, with_venues: bool) -> web.Response:
+async def _quotes(request: web.Request, *, with_venues: bool) -> web.Response:
     core = request.app[CORE]
     rows: list[Row] = []
     unknown: list[str] = []
     oldest_ms = 0
-    for symbol in _symbols(request):
+    symbols = _symbols(request)
+    await core.quotes.recall(symbols)
+    for symbol in symbols:
         row = quote_row(core, symbol)
         request.app[METRICS].read("quotes", "miss" if row is None else "stale" if row["stale"] else "hit")
         if row is None:

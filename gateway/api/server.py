@@ -58,9 +58,9 @@ class Api:
         self.metrics = Metrics(core.config.site)
         # Its own: exact bytes both ways, no cookies kept, and as many connections as relays may be under way.
         self._session = aiohttp.ClientSession(
-            connector=core.node_connector(limit=NODES_MAX), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            connector=aiohttp.TCPConnector(limit=NODES_MAX), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
-        self.relay = Relay(self._session, lambda: core.config.nodes.addresses, core.config.site)
+        self.relay = Relay(self._session, lambda: core.config.nodes.addresses, core.config.site, tls=core.node_tls)
         limits = core.config.limits
         self.rates = Rates(core.rates, requests_per_s=limits.requests_per_s, burst=limits.requests_burst)
         bounds = http_limits(core)
@@ -125,6 +125,15 @@ class Api:
             ("state",),
             lambda: {(projection.standing.cache.split(":", 1)[0],): 1.0},
         )
+        kept = core.quotes.counts
+        watch("tiebreak_gateway_quotes_lag_seconds", "From receipt to cache, at most", lambda: kept.lag_ms / 1000)
+        rows(
+            "tiebreak_gateway_quotes_cached",
+            "Symbols written to the cache or taken from it; rounds that failed",
+            ("what",),
+            lambda: {("written",): kept.written, ("recalled",): kept.recalled, ("failed",): kept.failed},
+            is_count=True,
+        )
         rows(
             "tiebreak_gateway_feed_state",
             "1 for the present one: up, down, open, half_open, ended",
@@ -150,6 +159,7 @@ class Api:
             ("tiebreak_gateway_alerts", "Price alerts", core.alerts.counters),
             ("tiebreak_gateway_deliveries", "Notices", core.dispatcher.counters),
             ("tiebreak_gateway_sites", "Links to the other site", core.sites.counters),
+            ("tiebreak_gateway_identity", "New certificate files", core.identity.counters),
         ):
             rows(name, text, ("what",), _counts(counters), is_count=True)
         watch("tiebreak_gateway_outbox", "Notices that wait", lambda: core.dispatcher.waiting)

@@ -71,7 +71,7 @@ class CacheServer:
     """
 
     def __init__(self, folder: Path, *, memory_bytes_max: int = 1 << 30) -> None:
-        """folder: made if it is not there. memory_bytes_max: beyond it the least recently used keys go."""
+        """folder: made if it is not there. memory_bytes_max: beyond it quotes go, those used longest ago first."""
         self.folder = folder
         self.socket = socket_path(folder, "cache.sock")
         self._memory_bytes_max = memory_bytes_max
@@ -100,7 +100,9 @@ class CacheServer:
             "appendonly": "no",
             "dir": str(self.folder),
             "maxmemory": str(self._memory_bytes_max),
-            "maxmemory-policy": "allkeys-lru",
+            # Keys with an end go: quotes, ranks, counts of requests. The projection's copy has none: without a part
+            # of it all of it is worthless, and would be written anew again and again.
+            "maxmemory-policy": "volatile-lru",
             "daemonize": "no",
         }
         arguments = [word for name, value in options.items() for word in (f"--{name}", value)]

@@ -50,13 +50,15 @@ class _Symbol:
     most quotes of a busy symbol are replaced before anybody looks.
     """
 
-    __slots__ = ("best", "last", "quotes", "told")
+    __slots__ = ("best", "kept", "last", "quotes", "told")
 
     def __init__(self) -> None:
         self.quotes: dict[str, Quote] = {}
         self.best: Best | None = None
         self.told: Best = NOBODY
         """What `changed` last gave."""
+        self.kept: Best = NOBODY
+        """What `to_keep` last gave."""
         self.last: Nbbo | None = None
         """What was known when the last trusted quote went."""
 
@@ -92,6 +94,8 @@ class NbboBook:
         self._venues: dict[str, _Venue] = {}
         self._silent: set[str] = set()
         self._changed: dict[str, None] = {}
+        self._kept: dict[str, None] = {}
+        """What `to_keep` has given since `changed` was last called."""
         self._check_us = NEVER_US
 
     def apply(self, ticks: Iterable[Tick], now_us: int) -> None:
@@ -194,13 +198,18 @@ class NbboBook:
         state = self._symbols[symbol]
         silent = _best_of(state.quotes)
         if silent != NOBODY:
-            return msgspec.structs.replace(self._view(symbol, state, silent), stale=True)
+            view = msgspec.structs.replace(self._view(symbol, state, silent), stale=True)
+            if state.last is None or state.last.as_of_us <= view.as_of_us:
+                return view
         return state.last or now
 
     def changed(self, now_us: int) -> list[Nbbo]:
         """The symbols whose best prices or sizes changed since the last call, each once, as they are now."""
         self.expire(now_us)
         names, self._changed = self._changed, {}
+        if self._kept:
+            names = self._kept | names
+            self._kept = {}
         views = []
         for symbol in names:
             state = self._symbols[symbol]
@@ -209,6 +218,31 @@ class NbboBook:
                 state.told = best
                 views.append(self._view(symbol, state, best))
         return views
+
+    def to_keep(self, now_us: int) -> list[Nbbo]:
+        """As `changed`, since its own last call: for a second reader who comes more often, and takes nothing from it.
+
+        A symbol that nobody quotes any more is left out: what was kept of it is the last that is known.
+        """
+        self.expire(now_us)
+        names, self._changed = self._changed, {}
+        self._kept.update(names)
+        views = []
+        for symbol in names:
+            state = self._symbols[symbol]
+            best = self._best(state)
+            if best not in (state.kept, NOBODY):
+                state.kept = best
+                views.append(self._view(symbol, state, best))
+        return views
+
+    def remember(self, known: Nbbo) -> None:
+        """What was known elsewhere, or before a restart: `last` gives it, marked stale, if nothing newer is known."""
+        state = self._symbols.get(known.symbol)
+        if state is None:
+            state = self._symbols[known.symbol] = _Symbol()
+        if state.last is None or state.last.as_of_us < known.as_of_us:
+            state.last = msgspec.structs.replace(known, stale=True)
 
     def quotes(self, symbol: str, now_us: int) -> list[Quote]:
         """The trusted quotes of all venues, by venue."""

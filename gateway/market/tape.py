@@ -17,6 +17,7 @@ class Tape:
         self.symbols_refused = 0
         self._trades: dict[str, deque[Trade]] = {}
         self._last: dict[str, Trade] = {}
+        self._moved: dict[str, None] = {}
 
     def apply(self, ticks: Iterable[Tick]) -> None:
         for tick in ticks:
@@ -34,6 +35,18 @@ class Tape:
             last = self._last.get(tick.symbol)
             if last is None or tick.venue_us >= last.venue_us:
                 self._last[tick.symbol] = tick
+                self._moved[tick.symbol] = None
+
+    def moved(self) -> dict[str, None]:
+        """The symbols whose last price changed since the last call. For one reader."""
+        moved, self._moved = self._moved, {}
+        return moved
+
+    def remember(self, known: Trade) -> None:
+        """A last price that was known elsewhere, or before a restart. It is in no list of trades."""
+        last = self._last.get(known.symbol)
+        if (last is None or last.venue_us < known.venue_us) and len(self._last) < SYMBOLS_MAX:
+            self._last[known.symbol] = known
 
     def last(self, symbol: str) -> Trade | None:
         """The newest trade, by the venues' time, that may move a price and is not suspect."""
