@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import ssl
 from collections.abc import Callable, Sequence
 
 import aiohttp
@@ -52,8 +53,12 @@ class Follower:
         nodes: Callable[[], Sequence[str]],
         token: Callable[[], str],
         projection: Projection,
+        *,
+        tls: Callable[[], ssl.SSLContext | bool] = lambda: True,
     ) -> None:
+        """tls: how connections to nodes that serve https are made now."""
         self._session = session
+        self._tls = tls
         self._nodes = nodes
         self._token = token
         self._projection = projection
@@ -101,6 +106,7 @@ class Follower:
             headers={"Authorization": f"Bearer {self._token()}"},
             max_msg_size=MESSAGE_BYTES_MAX,
             autoping=True,
+            ssl=self._tls(),
         ) as socket:
             self.node = node
             self.counters["connected"] += 1
@@ -127,6 +133,7 @@ class Follower:
             f"{node}/v1/feed",
             params={"limit": "1"},
             headers={"Authorization": f"Bearer {self._token()}"},
+            ssl=self._tls(),
             timeout=aiohttp.ClientTimeout(total=PAGE_TIMEOUT_S),
         ) as response:
             if response.status != 200:
@@ -146,6 +153,7 @@ class Follower:
                 f"{node}/v1/feed/snapshot",
                 params=parameters,
                 headers={"Authorization": f"Bearer {self._token()}"},
+                ssl=self._tls(),
                 timeout=aiohttp.ClientTimeout(total=PAGE_TIMEOUT_S),
             ) as response:
                 if response.status != 200:

@@ -4,6 +4,7 @@ A command that may have been sent is never sent again from here: its sender has 
 """
 
 import asyncio
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -49,10 +50,21 @@ class Said(Struct, frozen=True):
 
 
 class Relay:
-    """nodes: base addresses, the nearest first. site: names the gateway in the header Via."""
+    """nodes: base addresses, the nearest first. site: names the gateway in the header Via.
 
-    def __init__(self, session: aiohttp.ClientSession, nodes: Callable[[], Sequence[str]], site: str) -> None:
+    tls: how connections to nodes that serve https are made now.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        nodes: Callable[[], Sequence[str]],
+        site: str,
+        *,
+        tls: Callable[[], ssl.SSLContext | bool] = lambda: True,
+    ) -> None:
         self._session = session
+        self._tls = tls
         self._nodes = nodes
         self._via = f"1.1 gateway-{site}"
         self._away: dict[str, float] = {}
@@ -134,8 +146,9 @@ class Relay:
     ) -> Said:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         async with self._session.request(
-            method, node + url, headers=headers, data=body or None, timeout=timeout, allow_redirects=False
-        ) as response:
+            method, node + url, headers=headers, data=body or None, timeout=timeout, allow_redirects=False,
+            ssl=self._tls(),
+        ) as response:  # fmt: skip
             found = await response.content.read(ANSWER_BYTES_MAX)
             while not response.content.at_eof() and len(found) < ANSWER_BYTES_MAX:
                 found += await response.content.read(ANSWER_BYTES_MAX)

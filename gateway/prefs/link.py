@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import os
 import random
+import socket
 import ssl
 import time
 from collections import Counter
@@ -180,20 +182,41 @@ class Sites:
         self._dialing: set[asyncio.Task[None]] = set()
         self._accepted_now: set[asyncio.Task[None]] = set()
         self._open: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         store.on_change(self._changed)
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(
-            self._accepted, *self._listen, ssl=self._server_tls, ssl_handshake_timeout=DIAL_S, limit=BUFFER_BYTES
-        )
+        host, port = self._listen
+        self._servers = [
+            await asyncio.start_server(
+                self._accepted, host, port, ssl=self._server_tls, ssl_handshake_timeout=DIAL_S, limit=BUFFER_BYTES
+            )
+        ]
         for peer in self._peers:
             if self.store.site > peer:
                 self._dialing.add(asyncio.create_task(self._keep_dialed(peer)))
 
+    async def use(self, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+        """Connections from now on are made with these; links that stand are made anew, so none outlives its trust."""
+        self._server_tls, self._client_tls = server_tls, client_tls
+        before, self._servers = self._servers, []
+        for listening in [one for server in before for one in server.sockets]:
+            # Trust can't be taken out of a context that is in use: the same socket is listened on with another.
+            again = socket.socket(fileno=os.dup(listening.fileno()))
+            self._servers.append(
+                await asyncio.start_server(
+                    self._accepted, sock=again, ssl=server_tls, ssl_handshake_timeout=DIAL_S, limit=BUFFER_BYTES
+                )
+            )
+        for server in before:
+            server.close()
+        for link in list(self._links.values()):
+            self.counters["renewed"] += 1
+            link.abort()
+
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         await end(*self._dialing)
         # Those that were accepted end with their connections: asyncio's streams do not take it well to be cancelled.
         for writer in list(self._open):
@@ -253,6 +276,11 @@ class Sites:
         peer = self._named(writer)
         if peer is None or len(self._accepted_now) >= ACCEPTED_MAX:
             self.counters["refused_stranger"] += 1
+            # In order: whoever looks which certificates we take is told by that (cluster/rotation.py).
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(DIAL_S):
+                    await writer.wait_closed()
             writer.transport.abort()
             return
         task = cast("asyncio.Task[None]", asyncio.current_task())

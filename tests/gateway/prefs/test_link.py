@@ -3,16 +3,19 @@
 import asyncio
 import shutil
 import ssl
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cluster.certificates import client_context, make_all, tls_files
+from cluster import rotation
+from cluster.certificates import client_context, make_all, make_certificate, read_certificates, tls_files
+from gateway.identity import Identity
 from gateway.prefs.alert import Condition, Terms
 from gateway.prefs.crdt import EMPTY, with_fields
 from gateway.prefs.errors import StoreFull
 from gateway.prefs.hlc import CLOCK_AHEAD_MS_MAX, Stamp, wall_ms
-from gateway.prefs.link import certificate_name
+from gateway.prefs.link import Sites, certificate_name
 from gateway.prefs.merging import Merged, merge_documents
 from gateway.prefs.store import Store, Writing
 from gateway.prefs.sync import FRAME_BYTES_MAX, Documents
@@ -49,6 +52,70 @@ async def write_on(side: Side, wrote: dict[str, str], seconds: float) -> None:
         wrote[user] = name
         number += 1
         await asyncio.sleep(0.01)
+
+
+async def test_new_certificates_are_taken_while_the_sites_stay_together(tmp_path: Path) -> None:
+    async with Pair(tmp_path) as pair:
+        identities = {}
+        for side in (pair.a, pair.b):
+            identity = identities[side.site] = Identity(certificate_name(side.site), pair.tls(side.site))
+            links = side.links
+            identity.on_taken.append(partial(renew, links, identity))
+        await pair.linked()
+        certs = tmp_path / "certs"
+        before = {"renewed": 0}
+        serials = {name: serial(certs, name) for name in ("gateway-dc-a", "gateway-dc-b")}
+
+        async def taken() -> None:
+            for identity in identities.values():
+                assert not await identity.look()  # settles
+                assert await identity.look()
+                assert not await identity.look()
+            await pair.linked()
+            # The link that stood was made anew, by whichever side was first.
+            assert pair.a.links.counters["renewed"] + pair.b.links.counters["renewed"] >= before["renewed"] + 1
+            before["renewed"] += 1
+
+        # A new authority in its three steps, as `cluster rotate-certificates --authority` takes them.
+        thief = shutil.copytree(certs, tmp_path / "thief")
+        rotation.trust(certs, "c")
+        await taken()
+        rotation.sign(certs, [certificate_name(site) for site in ("dc-a", "dc-b", "dc-c")], days=1)
+        await taken()
+        rotation.drop(certs, [certificate_name(site) for site in ("dc-a", "dc-b", "dc-c")])
+        await taken()
+        await pair.a.prefs.change("ann", {"language": "de"})
+        await until(pair.equal)
+        assert not set(serials.values()) & {serial(certs, name) for name in serials}
+        # What the old authority signed is worth nothing: the port shows a certificate that it did not sign, and the
+        # thief's own is refused, whatever he trusts.
+        address = ("127.0.0.1", pair.ports["dc-a"])
+        seen = await asyncio.to_thread(rotation.look, certs, "gateway-dc-a", address)
+        assert (seen.answered, seen.current, seen.trusts) == (True, True, True)
+        seen = await asyncio.to_thread(rotation.look, thief, "gateway-dc-a", address)
+        assert (seen.answered, seen.current, seen.trusts) == (True, False, False)
+
+
+async def test_files_that_can_not_be_used_leave_the_old_ones_in_use(tmp_path: Path) -> None:
+    make_all(tmp_path, "c", ["gateway-dc-a", "gateway-dc-b"])
+    identity = Identity("gateway-dc-a", tls_files(tmp_path, "gateway-dc-a"))
+    before = identity.server
+    shutil.copy(tmp_path / "gateway-dc-b.crt", tmp_path / "gateway-dc-a.crt")
+    assert [await identity.look() for _ in range(3)] == [False] * 3
+    assert identity.server is before and identity.counters == {"certificates_refused": 1}
+    shutil.copy(tmp_path / "gateway-dc-b.key", tmp_path / "gateway-dc-a.key")
+    assert [await identity.look() for _ in range(2)] == [False] * 2  # another's, whole as it is
+    make_certificate(tmp_path, "gateway-dc-a")
+    assert [await identity.look() for _ in range(2)] == [False, True]
+    assert identity.server is not before
+
+
+async def renew(links: Sites, identity: Identity) -> None:
+    await links.use(identity.server, identity.client)
+
+
+def serial(certs: Path, name: str) -> int:
+    return read_certificates(certs / f"{name}.crt")[0].serial_number
 
 
 async def test_a_cut_with_writes_on_both_sides_loses_nothing_and_heals_within_5_s(tmp_path: Path) -> None:
