@@ -67,6 +67,8 @@ def check_log(told: Told) -> Check:
 
 def check_answers(told: Told, done: Replayed) -> Check:
     """Index replay: every answer is what the independent ledger answers at that place of the log."""
+    if lacks := told.lacks("log.jsonl"):
+        return invalid("answers", lacks)
     if done.error:
         return Check("answers", "fail", f"the ledger can't execute the log: {done.error}")
     wrong: Wrong = []
@@ -94,6 +96,8 @@ def check_order(told: Told, done: Replayed) -> Check:
 
     One pass with a running maximum, by key: a key takes effect between its first call and its first answer.
     """
+    if lacks := told.lacks("log.jsonl"):
+        return invalid("order", lacks)
     wrong: Wrong = []
     spans = []
     for key, ops in commands_of(told).items():
@@ -120,6 +124,8 @@ def check_order(told: Told, done: Replayed) -> Check:
 
 def check_false_acks(told: Told) -> Check:
     """An acknowledgement is that command's own: its index holds its key."""
+    if lacks := told.lacks("log.jsonl"):
+        return invalid("false_acks", lacks)
     held: dict[int, set[str]] = defaultdict(set)
     for line in told.log:
         held[line.index].add(line.key)
@@ -138,25 +144,33 @@ def check_false_acks(told: Told) -> Check:
 
 
 def check_lost(told: Told, done: Replayed) -> Check:
-    """What was acknowledged is in the log, and the cluster still knows it after healing and a restart."""
-    outcomes = told.final.outcomes
+    """What was acknowledged is in the log, and after healing and a restart the cluster still says so."""
+    if lacks := told.lacks("log.jsonl", "final.json"):
+        return invalid("lost", lacks)
     wrong: Wrong = []
-    acked = 0
+    acked = silent = 0
     for key, ops in commands_of(told).items():
-        acknowledged = [op for op in ops if is_stored(op)]
-        if not acknowledged:
+        op = next((op for op in ops if is_stored(op)), None)
+        if op is None:
             continue
         acked += 1
-        op = acknowledged[0]
         if key not in done.executed:
             wrong.append((f"operation {op.op} was acknowledged and is not in the log", op.said()))
-        elif outcomes.get(key, {}).get("none"):
-            wrong.append((f"operation {op.op} was acknowledged, and in the end nobody knows its key", op.said()))
-    return judge("lost", "everything acknowledged is in the log and still known", wrong, {"acknowledged": acked})
+        elif key not in told.final.outcomes:
+            silent += 1
+        elif why := outcome_wrong(done, key, told.final.outcomes[key]):
+            shown = {**op.said(), "told": told.final.outcomes[key]}
+            wrong.append((f"operation {op.op} was acknowledged; in the end it is told wrong: {why}", shown))
+    counts = {"acknowledged": acked}
+    if silent and not wrong:
+        return invalid("lost", f"of {silent} acknowledged keys nobody said in the end what became of them", counts)
+    return judge("lost", "everything acknowledged is in the log and still known", wrong, counts)
 
 
 def check_phantoms(told: Told, done: Replayed) -> Check:
     """Nothing took effect that nobody asked for, or that was definitely refused; nor with another body."""
+    if lacks := told.lacks("log.jsonl"):
+        return invalid("phantoms", lacks)
     by_key = commands_of(told)
     wrong: Wrong = []
     for key, executed in done.executed.items():
@@ -178,20 +192,19 @@ def _is_body(asked: Mapping[str, object], args: Mapping[str, object]) -> bool:
 
 
 def check_resolved(told: Told, done: Replayed) -> Check:
-    """What nobody knew at the time is known in the end, and as the log has it: it took effect once, or never."""
-    if lacks := told.lacks("final.json"):
+    """What nobody was told at the time is known in the end, and as the log has it: it took effect once, or never."""
+    if lacks := told.lacks("log.jsonl", "final.json"):
         return invalid("resolved", lacks)
+    unanswered = {key: ops for key, ops in commands_of(told).items() if not any(is_stored(op) for op in ops)}
     wrong: Wrong = []
     silent = 0
-    by_key = commands_of(told)
-    unknown = {key for key, ops in by_key.items() if not any(op.ok for op in ops)}
-    for key, ops in by_key.items():
+    for key, ops in unanswered.items():
         said = told.final.outcomes.get(key)
         if said is None:
-            silent += key in unknown
+            silent += 1
         elif why := outcome_wrong(done, key, said):
             wrong.append((f"in the end key {key} is told wrong: {why}", {**ops[0].said(), "told": said}))
-    counts = {"keys": len(by_key), "unanswered": len(unknown), "took_effect": len(unknown & set(done.executed))}
+    counts = {"unanswered": len(unanswered), "took_effect": len(unanswered.keys() & done.executed.keys())}
     if silent and not wrong:
         return invalid("resolved", f"of {silent} keys nobody said in the end what became of them", counts)
     return judge("resolved", "the fate of every key is known, and as the log has it", wrong, counts)

@@ -16,7 +16,7 @@ from statemachine.types import Reason, Status
 
 
 def check_events(told: Told, done: Replayed) -> Check:
-    if lacks := told.lacks("events.jsonl"):
+    if lacks := told.lacks("log.jsonl", "events.jsonl"):
         return invalid("events", lacks)
     if not told.events:
         return invalid("events", "no event was read")

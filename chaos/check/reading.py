@@ -1,7 +1,7 @@
 """Checkers of reads: each shows the ledger as it was at its index, and none is older than it may be."""
 
 from chaos.check.commands import is_stored
-from chaos.check.judging import Wrong, judge
+from chaos.check.judging import Wrong, invalid, judge
 from chaos.check.replay import READS, Replayed
 from chaos.check.told import COMMANDS, Told
 from chaos.check.verdict import Check
@@ -12,8 +12,10 @@ def consistency(op: Op) -> str:
     return str(op.args.get("consistency", "linearizable"))
 
 
-def check_reads(done: Replayed) -> Check:
+def check_reads(told: Told, done: Replayed) -> Check:
     """Every read, old ones and the last ones of all too, shows what a prefix of the log makes: that of its index."""
+    if lacks := told.lacks("log.jsonl"):
+        return invalid("reads", lacks)
     wrong = [(f"operation {one.op.op} read what never was: {one.why}", one.op.said()) for one in done.wrong_reads]
     return judge("reads", "every read shows the ledger as it was at its index", wrong, {"reads": done.reads})
 

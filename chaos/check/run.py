@@ -32,7 +32,7 @@ def judge_told(told: Told) -> Verdict:
         commands.check_resolved(told, done),
         commands.check_idempotence(told),
         money.check_money(told),
-        reading.check_reads(done),
+        reading.check_reads(told, done),
         reading.check_stale(told),
         check_registers(told),
         journals.check_journals(told),

@@ -31,6 +31,7 @@ START_US = 1_800_000_000_000_000
 MS = 1_000_000
 SYMBOL, REGISTERS = "ABC-USD", "REG-USD"
 BANK, TRADERS, JOURNALS = ("bank-0", "bank-1", "bank-2"), ("trade-0", "trade-1", "trade-2"), ("list-0", "list-1")
+NOBODY = ("nobody-0", "nobody-1", "nobody-2")
 GATEWAYS = ("gateway-dc-a", "gateway-dc-b")
 MEMBERS = ("dc-a", "dc-b")
 PRICED = "PRI-USD"
@@ -285,6 +286,12 @@ def make(seed: int, ops: int = 400) -> Parts:
     for number in range(ops):
         faults.at(number / ops)
         _one(maker)
+    for account in NOBODY:
+        # Refused, so that nothing depends on their order but time.
+        maker.now_ns += 10 * MS
+        maker.command("orders", deposit(account, 100), key=f"for-{account}", chance=1.0)
+    maker.now_ns += 10 * MS
+    maker.command("idempotence", deposit(NOBODY[-1], 100), key=f"for-{NOBODY[-1]}", chance=1.0)
     faults.at(1.0)
     return _ended(maker)
 
@@ -474,9 +481,11 @@ class _Faults:
         maker.members = ("dc-a",)
 
     def end(self) -> None:
+        """And a long pause, after which whatever was read before is old."""
         self.maker.members = MEMBERS
         self.maker.now_ns += 5 * MS
         self.maker.history.append(Fault(1, self.maker.now_ns, "isolate", "end"))
+        self.maker.now_ns += 10_000 * MS
 
 
 def _ended(maker: Maker) -> Parts:
