@@ -18,6 +18,7 @@ from rich.table import Table
 from bench import (
     cases,
     cluster_cases,
+    compare_cli,
     datasets,
     fanout_case,
     fit,
@@ -200,6 +201,10 @@ def _workspace(folder: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="tiebreak-bench-") as root:
         yield Path(root)
+
+
+app.command("compare")(compare_cli.compare_peers)
+app.command("plot")(compare_cli.plot)
 
 
 @app.command("fit")

@@ -40,9 +40,11 @@ class Point(Struct, frozen=True, order=True):
     clients: int
     batch: int
 
-    @property
-    def words(self) -> str:
-        return f"{self.clients} clients" + (f", {self.batch} a request" if self.batch > 1 else "")
+
+def point_words(point: Point) -> str:
+    """For people: `8 clients, 50 a request`."""
+    clients = "1 client" if point.clients == 1 else f"{point.clients} clients"
+    return clients + (f", {point.batch} a request" if point.batch > 1 else "")
 
 
 class Cell(Struct, frozen=True):
@@ -116,7 +118,7 @@ def figures(cells: list[Cell]) -> list[Figure]:
             mine = [cell.measured for cell in cells if (cell.who, cell.point) == (name, point)]
             per_s = fmean(one.per_s for one in mine)
             what = "puts" if name == "etcd" else "orders"
-            found.append(Figure(f"{name}, {point.words}: {what} a second", per_s, "/s"))
+            found.append(Figure(f"{name}, {point_words(point)}: {what} a second", per_s, "/s"))
             found.append(Figure("  p50", fmean(one.p50_ms for one in mine), "ms"))
             found.append(Figure("  p99", fmean(one.p99_ms for one in mine), "ms"))
             found.append(Figure("  CPU of its servers for one", fmean(_cpu_us(one, per_s) for one in mine), "us"))
