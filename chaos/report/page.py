@@ -1,7 +1,7 @@
 """report.html of a run's folder: one file that needs nothing else, for somebody who never saw the project."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -159,12 +159,19 @@ def _check(check: Check) -> str:
     counts = ", ".join(f"{_figure(value)} {escape(_plain(name))}" for name, value in check.counts.items())
     examples = ""
     if check.examples:
-        shown = "".join(f"<pre>{escape(json.dumps(one, indent=1, ensure_ascii=False))}</pre>" for one in check.examples)
+        shown = "".join(map(_example, check.examples))
         examples = f"<details open><summary>{len(check.examples)} examples</summary>{shown}</details>"
     return (
         f'<tr><td class="name">{escape(_plain(check.name))}</td><td>{_pill(check.verdict)}</td>'
         f'<td>{escape(check.why)}{examples}</td><td class="soft">{counts}</td></tr>'
     )
+
+
+def _example(example: Mapping[str, object]) -> str:
+    """Its reason as a sentence, then its fields, a line each."""
+    why = f"<p>{escape(str(example['why']))}</p>" if "why" in example else ""
+    fields = {name: json.dumps(value, ensure_ascii=False) for name, value in example.items() if name != "why"}
+    return why + "<pre>" + "\n".join(f"{escape(name)}: {escape(value)}" for name, value in fields.items()) + "</pre>"
 
 
 def _faults(made: Timeline) -> str:

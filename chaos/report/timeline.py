@@ -14,6 +14,8 @@ BINS_MAX = 180
 BIN_SECONDS = (0.5, 1, 2, 5, 10, 20, 30, 60)
 OUTAGE_MIN_S = 0.5
 """Shorter gaps between two answers are what any busy machine shows."""
+OUTAGE_ASKED_MIN = 3
+"""Where fewer asked, nobody can tell a pause from a quiet moment."""
 GATEWAY = "gateway-"
 TOOK_MS = "took_ms"
 """In the detail of a fault: how long it took to put it in."""
@@ -224,6 +226,6 @@ def _gaps(who: str, answers: list[float], calls: list[float]) -> Iterable[Outage
         if after - before < OUTAGE_MIN_S:
             continue
         asked = sum(before <= at < after for at in calls)
-        if asked:
+        if asked >= OUTAGE_ASKED_MIN:
             ended = place < len(answers)
             yield Outage(who, before, after - before, asked, [], ended)

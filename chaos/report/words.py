@@ -5,9 +5,11 @@ from collections import Counter
 from chaos.check.verdict import EXAMPLES_MAX, Verdict
 from chaos.history.file import History
 from chaos.history.run import Run
-from chaos.report.timeline import GATEWAY, Timeline
+from chaos.report.timeline import Timeline
 
 NOT_JUDGED = "not judged"
+ANSWERED_BY = "answered_by_"
+"""Figures of a verdict that begin so: of one gateway, in percent."""
 HEADLINES = {
     "pass": "Every promise was kept.",
     "fail": "A promise was broken.",
@@ -84,8 +86,8 @@ def engine_words(run: Run) -> str:
 def tiles(verdict: Verdict | None, history: History, made: Timeline) -> list[tuple[str, str]]:
     """(figure, what it is), most telling first."""
     writes = max((one.for_s for one in made.outages if one.who == "writes"), default=0.0)
-    reads = [op for op in history.ops if op.target.startswith(GATEWAY)]
-    answered = sum(op.ok for op in reads)
+    figures = verdict.figures if verdict is not None else {}
+    shares = [value for name, value in figures.items() if name.startswith(ANSWERED_BY) and isinstance(value, float)]
     bit = sum(band.bit for band in made.bands)
     shown = [
         (f"{sum(op.ok for op in history.ops):,}", "requests answered"),
@@ -93,9 +95,9 @@ def tiles(verdict: Verdict | None, history: History, made: Timeline) -> list[tup
         (f"{len({reign.term for reign in made.reigns})}", "terms with a leader"),
         (seconds(writes) if writes else "none", "longest pause of writes"),
     ]
-    if reads:
-        shown.append((f"{100 * answered / len(reads):.2f} %", "of requests to gateways answered"))
-    heal = verdict.figures.get("converged_ms") if verdict is not None else None
+    if shares:
+        shown.append((f"{min(shares):.2f} %".replace("100.00", "100"), "of reads answered, by either gateway at least"))
+    heal = figures.get("converged_ms")
     if isinstance(heal, int | float) and heal >= 0:
         shown.append((seconds(heal / 1000), "until both sites agreed again"))
     return shown

@@ -1,0 +1,296 @@
+"""From the first process to the last: warm-up, faults, healing, final reads, restart of all, and the members' logs."""
+
+import asyncio
+import platform
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from chaos.faults.processes import bring_back, go_on
+from chaos.history.file import NAME as HISTORY
+from chaos.history.file import HistoryWriter, write_final
+from chaos.history.records import Final, Stage
+from chaos.history.run import Run, write_run
+from chaos.live.bed import Bed, Running
+from chaos.live.following import Follower
+from chaos.live.logdump import dump
+from chaos.live.markers import Markers
+from chaos.live.programs import SHIPPED, STOCK
+from chaos.live.scenarios import Scenario, draw_plan
+from chaos.live.striking import Strikes
+from chaos.live.view import EVERY_S, Picture, Rates, View, rows
+from chaos.live.watcher import Watcher
+from chaos.live.wiring import Settings
+from chaos.net.links import Network
+from chaos.net.proxy import OwnNetwork
+from chaos.net.toxiproxy import ToxiproxyNetwork
+from chaos.work.context import Context, Tokens
+from chaos.work.crew import Crew
+from chaos.work.final import read_after_restart, read_final
+
+WARMUP_S = 2.0
+HEALING_S = 4.0
+"""Clients go on asking for so long after the last fault: a cluster that is whole again must take it all."""
+BACK_MS = 60_000
+TOXIPROXY, OWN = "toxiproxy", "own"
+NETWORKS = (TOXIPROXY, OWN)
+CLUSTER = "cluster"
+MEMBERS, METRICS = "members", "metrics"
+EVENTS, FINAL = "events.jsonl", "final.json"
+
+
+class Asked(Struct, frozen=True):
+    """What a run is to be. shape: empty for the scenario's own. program: shipped, stock or a mutant. network:
+    toxiproxy or own; empty for what the scenario needs. keep: the cluster's folder stays after a run that passed."""
+
+    scenario: str
+    seed: int
+    seconds: float
+    folder: Path
+    shape: str = ""
+    program: str = SHIPPED
+    network: str = ""
+    keep: bool = False
+
+    @property
+    def command(self) -> str:
+        """The line that repeats it."""
+        words = ["tiebreak chaos run", self.scenario, f"--seconds {self.seconds:g}", f"--seed {self.seed}"]
+        words += [f"--shape {self.shape}"] if self.shape else []
+        words += [f"--engine {self.program}"] if self.program != SHIPPED else []
+        words += [f"--network {self.network}"] if self.network else []
+        return " ".join(words)
+
+
+class Playing:
+    """Plays one run into its folder. folders: of members with a disk of their own."""
+
+    def __init__(self, asked: Asked, scenario: Scenario, folders: Mapping[str, Path], view: View) -> None:
+        self._asked = asked
+        self._scenario = scenario
+        self._folders = folders
+        self._view = view
+        self._plan = draw_plan(scenario, asked.seed, asked.seconds)
+        self._phase: Stage = "start"
+        self._phase_s = 0.0
+        self._phase_began = time.monotonic()
+        self._rates = Rates()
+
+    async def play(self) -> None:
+        """From the first process to the last; whatever ends it, none is left.
+
+        Raises FolderError, NoPorts, NoServer, LaunchError or NotCut: the cluster does not start, or not come back.
+        SetupFailed, DumpFailed: it does not take what the load needs, its log can't be read.
+        """
+        asked, scenario = self._asked, self._scenario
+        async with AsyncExitStack() as stack:
+            bed = self._bed()
+            stack.push_async_callback(bed.close)
+            write_run(asked.folder, self._run(bed))
+            writer = self._writer = HistoryWriter(asked.folder / HISTORY)
+            stack.callback(writer.close)
+            self._begin("start", 0)
+            self._view.say(f"starting {len(bed.members)} members and {len(bed.gateways)} gateways")
+            await bed.open()
+            context = Context(
+                writer,
+                members={name: bed.addresses[name] for name in bed.replicas},
+                gateways={name: bed.addresses[name] for name in bed.gateways},
+                tokens=Tokens.of(bed.folder.root),
+                seed=asked.seed,
+            )
+            crew = Crew(context, scenario.workloads, rate_per_s=scenario.rate_per_s)
+            watcher = Watcher(bed, writer)
+            follower = Follower(bed, asked.folder / EVENTS, seed=asked.seed)
+            stack.callback(follower.close)
+            strikes = Strikes(
+                bed,
+                writer,
+                self._plan,
+                seed=asked.seed,
+                alone=not scenario.mixed,
+                markers=Markers(context, writer),
+                say=self._view.say,
+            )
+            async with _beside(watcher.run()), _beside(self._show(bed, watcher, strikes, context)):
+                await crew.setup()
+                async with _beside(follower.run()):
+                    final = await self._load(bed, crew, strikes, context)
+                if not await follower.rest(final.index):
+                    final = replace(final, complete=False, why=f"{final.why}; the event feed did not come to its end")
+                final = await self._restart(bed, context, final)
+            write_final(asked.folder / FINAL, final)
+            await self._end(bed)
+
+    def _bed(self) -> Bed:
+        asked, scenario = self._asked, self._scenario
+        settings = Settings(shape=asked.shape, trim_often=scenario.trim_often, disks=self._folders)
+        return Bed(asked.folder / CLUSTER, self._network(), settings, Running(program=asked.program), seed=asked.seed)
+
+    def _network(self) -> Network:
+        kind = self._asked.network or (OWN if self._scenario.own_proxy else TOXIPROXY)
+        return OwnNetwork() if kind == OWN else ToxiproxyNetwork(self._asked.folder / CLUSTER / "log")
+
+    def _run(self, bed: Bed) -> Run:
+        asked, scenario = self._asked, self._scenario
+        return Run(
+            scenario=scenario.name,
+            seed=asked.seed,
+            seconds=asked.seconds,
+            shape=asked.shape,
+            engine="stock" if asked.program == STOCK else "hardened",
+            program=asked.program,
+            repeat_with=asked.command,
+            versions=versions(),
+            started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            plan=self._plan,
+            expect=scenario.required(self._plan),
+            min_ok=int(scenario.ok_per_s * asked.seconds),
+            stock=asked.program == STOCK,
+            sites={name: bed.site_of(name) for name in (*bed.members, *bed.gateways)},
+            witnesses=[name for name in bed.members if name not in bed.replicas],
+            outage_ms_max=scenario.outage_ms_max,
+            story=scenario.story,
+        )
+
+    # ---- its parts ----
+
+    async def _load(self, bed: Bed, crew: Crew, strikes: Strikes, context: Context) -> Final:
+        """Everything that clients are there for, and what they read at the end."""
+        asked = self._asked
+        try:
+            self._begin("warmup", WARMUP_S)
+            crew.start()
+            await asyncio.sleep(WARMUP_S)
+            self._begin("faults", asked.seconds)
+            began = time.monotonic()
+            await strikes.run(asked.seconds)
+            await asyncio.sleep(max(0.0, began + asked.seconds - time.monotonic()))
+            self._begin("healing", HEALING_S)
+            await self._heal(bed)
+            await asyncio.sleep(HEALING_S)
+        finally:
+            # Raises what a client raised: a load that ended early shows less than it says.
+            await crew.stop()
+        self._begin("final", 0)
+        final = await read_final(context, healed_at_ns=time.monotonic_ns())
+        took_ms = strikes.markers.took_ms
+        if took_ms:
+            final = replace(final, converged_ms=-1 if -1 in took_ms else max(took_ms))
+        return final
+
+    async def _heal(self, bed: Bed) -> None:
+        """Whatever a fault left: links, pauses, deaths. Raises LaunchError or NotCut: somebody does not come back."""
+        for name in (*bed.members, *bed.gateways):
+            await go_on(bed, name)
+        await bed.network.heal_all()
+        await bring_back(bed, (*bed.members, *bed.gateways))
+        await bed.wait_ready((*bed.members, *bed.gateways), timeout_ms=BACK_MS)
+
+    async def _restart(self, bed: Bed, context: Context, final: Final) -> Final:
+        """Stop all members and start them from what is on their disks; what they say then stands beside the rest."""
+        await self._metrics(bed)
+        self._view.say("stopping and starting all members")
+        await asyncio.gather(*map(bed.stop, bed.members))
+        for name in bed.members:
+            await bed.start(name, ready_timeout_ms=0)
+        await bed.wait_ready(bed.members, timeout_ms=BACK_MS)
+        return await read_after_restart(context, final)
+
+    async def _metrics(self, bed: Bed) -> None:
+        folder = self._asked.folder / METRICS
+        folder.mkdir()
+        for name in (*bed.members, *bed.gateways):
+            page = await bed.ask(name, "/metrics")
+            if page is not None and page.status == 200:
+                (folder / f"{name}.prom").write_bytes(page.body)
+
+    async def _end(self, bed: Bed) -> None:
+        """Stop everything, and keep what its members have and wrote."""
+        folder = self._asked.folder
+        self._view.say("reading the members' logs")
+        await asyncio.gather(*map(bed.stop, (*bed.gateways, *bed.members)))
+        await dump(bed.folder.root, folder)
+        (folder / MEMBERS).mkdir()
+        for name in (*bed.members, *bed.gateways):
+            if bed.folder.log(name).exists():
+                shutil.copy(bed.folder.log(name), folder / MEMBERS / f"{name}.log")
+        self._begin("end", 0)
+
+    # ---- what is shown ----
+
+    def _begin(self, phase: Stage, seconds: float) -> None:
+        self._writer.phase(phase)
+        self._phase, self._phase_s, self._phase_began = phase, seconds, time.monotonic()
+        if phase != "start":
+            self._view.say(f"[bold]{_TITLES[phase]}[/]")
+
+    async def _show(self, bed: Bed, watcher: Watcher, strikes: Strikes, context: Context) -> None:
+        asked = self._asked
+        names = [(name, bed.site_of(name)) for name in (*bed.members, *bed.gateways)]
+        while True:
+            rates = self._rates.of(context.tally, time.monotonic())
+            counts: Counter[str] = Counter()
+            for (_, outcome), count in context.tally.items():
+                counts[outcome] += count
+            self._view.show(
+                Picture(
+                    title=f"{asked.scenario} seed {asked.seed} {asked.shape}",
+                    phase=_TITLES[self._phase],
+                    at_s=time.monotonic() - self._phase_began,
+                    of_s=self._phase_s,
+                    rows=rows(names, watcher.latest, rates),
+                    faults=[f"{one.planned.nemesis} {one.said}" for one in strikes.now.values()],
+                    counts=counts,
+                )
+            )
+            await asyncio.sleep(EVERY_S)
+
+
+_TITLES: dict[Stage, str] = {
+    "start": "start",
+    "warmup": "warm-up",
+    "faults": "faults",
+    "healing": "healing",
+    "final": "final reads",
+    "end": "end",
+}
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run it beside the block, and end it with the block. Raises what it raised."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+def versions() -> dict[str, str]:
+    """What ran: commit, python."""
+    return {"commit": _commit(), "python": platform.python_version()}
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
