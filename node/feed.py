@@ -308,8 +308,9 @@ class Feed:
         return CLOSE_SHUTDOWN, f"draining resume={after}"
 
     def _is_newest(self) -> bool:
+        # By the engine's count: a leader's first entry is none of the machine's, and nothing to be told.
         status = self.node.engine.status()
-        return status.has_quorum and self.source.applied_index >= status.commit_index
+        return status.has_quorum and status.applied_index >= status.commit_index
 
     async def _refuse(self, request: web.Request, socket: web.WebSocketResponse, error: NodeError) -> None:
         message = wire.StreamError(code=error.code, error=error.error, message=error.message, field=error.field)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chaos.history.file import HistoryWriter
+from chaos.live.profile import CHAOS
 from chaos.work.context import Context, Tokens
 from cluster.folder import ClusterFolder, create
 from cluster.launcher import Launcher, run_down
@@ -27,7 +28,7 @@ def base_port() -> int:
 
 class Cluster:
     def __init__(self, root: Path) -> None:
-        create(root, base_port=base_port())
+        create(root, base_port=base_port(), timing=CHAOS)
         self.root = root
         self.folder = ClusterFolder(root)
         self.launcher = Launcher(self.folder)
