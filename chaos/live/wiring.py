@@ -15,7 +15,6 @@ from cluster.folder import (
     API_PORT_OFFSET,
     GATEWAY_LINK_OFFSET,
     GATEWAY_PORT_OFFSET,
-    GATEWAY_TOML,
     SHAPES,
     ClusterFolder,
 )
@@ -151,21 +150,17 @@ class _Maker:
 
     def _write_gateway(self, place: int, site: str) -> None:
         name = f"{GATEWAY_PREFIX}{site}"
+        path = self._folder.config(name)
+        text = path.read_text("utf-8").partition("\n[[feeds]]")[0]
         replicas = [member for member in self._topology.members if member.role is MemberRole.replica]
-        near = sorted(replicas, key=lambda member: member.site != site)
-        nodes = [self._through("node", name, node.name, (node.api_host, node.api_port)) for node in near]
-        head = GATEWAY_TOML.format(
-            site=site,
-            cluster_id=self._topology.cluster_id,
-            host=HOST,
-            port=self._base_port + GATEWAY_PORT_OFFSET + place,
-            link_port=self._base_port + GATEWAY_LINK_OFFSET + place,
-            nodes=", ".join(f'"http://{host}:{port}"' for host, port in nodes),
-            peers=self._peers(site),
-            symbols="",
-            prices="",
-            seed=0,
-        ).partition("\n[[feeds]]")[0]
+        for node in sorted(replicas, key=lambda member: member.site != site):
+            host, port = self._through("node", name, node.name, (node.api_host, node.api_port))
+            text = _replaced(text, f'"http://{node.api_host}:{node.api_port}"', f'"http://{host}:{port}"')
+        for other_place, other in enumerate(self._sites):
+            if other < site:  # who sorts later dials
+                there = HOST, self._base_port + GATEWAY_LINK_OFFSET + other_place
+                host, port = self._through("site", name, f"{GATEWAY_PREFIX}{other}", there)
+                text = _replaced(text, f'host = "{HOST}"\nport = {there[1]}\n', f'host = "{host}"\nport = {port}\n')
         feed = self._through("feed", name, FEED, (HOST, self._base_port + VENUE_OFFSET))
         cache = self._through("cache", name, CACHE, (HOST, self._cache_port(place)))
         tail = GATEWAY_TAIL.format(
@@ -173,17 +168,7 @@ class _Maker:
             symbols=", ".join(json.dumps(symbol) for symbol in self._settings.symbols),
             cache=f"redis://{cache[0]}:{cache[1]}/0",
         )
-        self._folder.config(name).write_text(head + tail, "utf-8")
-
-    def _peers(self, site: str) -> str:
-        text = ""
-        for place, other in enumerate(self._sites):
-            host, port = HOST, self._base_port + GATEWAY_LINK_OFFSET + place
-            if other < site:  # who sorts later dials
-                host, port = self._through("site", f"{GATEWAY_PREFIX}{site}", f"{GATEWAY_PREFIX}{other}", (host, port))
-            if other != site:
-                text += f'\n[[peers]]\nsite = "{other}"\nhost = "{host}"\nport = {port}\n'
-        return text
+        path.write_text(text + tail, "utf-8")
 
 
 def _line(name: str, value: object) -> str:
@@ -200,5 +185,5 @@ def _with(text: str, table: str, values: Mapping[str, int]) -> str:
 
 def _replaced(text: str, what: str, by: str) -> str:
     if what not in text:
-        raise ValueError(f"a member's file has no line {what}")
+        raise ValueError(f"a file that was just made has no {what!r}")
     return text.replace(what, by, 1)
