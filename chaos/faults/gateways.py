@@ -8,7 +8,8 @@ from pathlib import Path
 from random import Random
 from urllib.parse import urlsplit
 
-from chaos.faults.nemesis import Detail, Nemesis, Struck, drawn
+from chaos.faults import seeing
+from chaos.faults.nemesis import Detail, Nemesis, Struck, drawn, felt
 from chaos.faults.network import LinkNemesis
 from chaos.faults.target import Target
 from chaos.net.links import Kind, Link, NotCut
@@ -57,6 +58,10 @@ class FeedFrozen(OfGateways):
 
     def draw_how(self, rng: Random) -> str:
         return "stall"
+
+    async def bite(self, target: Target, struck: Struck) -> str:
+        # A gateway itself gives a silent connection up after 15 s only.
+        return await felt(lambda: seeing.frozen(self.links), f"{self.name}: a venue that speaks and is not heard")
 
 
 class CacheCut(OfGateways):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.faults.target import Target
+from chaos.net import sockets
 from chaos.net.links import Link, Way
 
 DEAF_MS = 800
@@ -13,6 +14,7 @@ DEAF_MS = 800
 STALE_MS = 1_500
 """A node tells a gateway that follows it something each second."""
 ESTABLISHED = "01"
+FROZEN_S = 1.0
 
 
 def connections(target: Target, link: Link) -> frozenset[int]:
@@ -89,6 +91,33 @@ def _lost(target: Target, link: Link, status: dict[str, Any]) -> str:
             return "" if status["cache"] in ("ok", "starting", "none") else f"cache {status['cache']}"
         case _:
             return ""
+
+
+async def frozen(links: Iterable[Link]) -> str:
+    """What shows that each target sends on and its dialer gets nothing, in a second by the kernel's counts; or
+    nothing yet."""
+    watched = list(links)
+    before = await asyncio.to_thread(_sent, watched)
+    await asyncio.sleep(FROZEN_S)
+    after = await asyncio.to_thread(_sent, watched)
+    got = [after[link.name][1] - before[link.name][1] for link in watched]
+    waits = [after[link.name][0] - before[link.name][0] for link in watched]
+    if any(got) or not all(waits):
+        return ""
+    return f"{', '.join(map(str, waits))} bytes were sent or wait, and none arrived"
+
+
+def _sent(links: list[Link]) -> dict[str, tuple[int, int]]:
+    """By link: what its target wrote, and what its dialer was sent."""
+    found = {link.name: (0, 0) for link in links}
+    for one in sockets.connections():
+        for link in links:
+            wrote, reached = found[link.name]
+            if one.local == link.target_at:
+                found[link.name] = (wrote + one.sent_bytes + one.unsent_bytes, reached)
+            elif one.local == link.listen:
+                found[link.name] = (wrote, reached + one.sent_bytes)
+    return found
 
 
 async def _ask(target: Target, names: set[str]) -> dict[str, dict[str, Any] | None]:
