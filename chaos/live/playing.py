@@ -69,6 +69,10 @@ class Asked(Struct, frozen=True):
         return " ".join(words)
 
 
+def needs_toxiproxy(asked: Asked, scenario: Scenario) -> bool:
+    return (asked.network or (OWN if scenario.own_proxy else TOXIPROXY)) == TOXIPROXY
+
+
 class Playing:
     """Plays one run into its folder. folders: of members with a disk of their own."""
 
@@ -86,7 +90,7 @@ class Playing:
     async def play(self) -> None:
         """From the first process to the last; whatever ends it, none is left.
 
-        Raises FolderError, NoPorts, NoServer, LaunchError or NotCut: the cluster does not start, or not come back.
+        Raises FolderError, NoPorts, LaunchError or NotCut: the cluster does not start, or not come back.
         SetupFailed, DumpFailed: it does not take what the load needs, its log can't be read.
         """
         asked, scenario = self._asked, self._scenario
@@ -135,8 +139,9 @@ class Playing:
         return Bed(asked.folder / CLUSTER, self._network(), settings, Running(program=asked.program), seed=asked.seed)
 
     def _network(self) -> Network:
-        kind = self._asked.network or (OWN if self._scenario.own_proxy else TOXIPROXY)
-        return OwnNetwork() if kind == OWN else ToxiproxyNetwork(self._asked.folder / CLUSTER / "log")
+        if needs_toxiproxy(self._asked, self._scenario):
+            return ToxiproxyNetwork(self._asked.folder / CLUSTER / "log")
+        return OwnNetwork(seed=self._asked.seed)
 
     def _run(self, bed: Bed) -> Run:
         asked, scenario = self._asked, self._scenario

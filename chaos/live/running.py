@@ -15,13 +15,13 @@ from chaos.check.verdict import Verdict
 from chaos.disk.children import Failed
 from chaos.faults import disks
 from chaos.live.logdump import DumpFailed
-from chaos.live.playing import CLUSTER, Asked, Playing
+from chaos.live.playing import CLUSTER, Asked, Playing, needs_toxiproxy
 from chaos.live.programs import UnknownProgram
 from chaos.live.scenarios import Scenario, scenario_named
 from chaos.live.view import View
 from chaos.live.wiring import NoPorts
 from chaos.net.links import NotCut
-from chaos.net.server import NoServer
+from chaos.net.server import unavailable
 from chaos.report.page import VERDICT, build_report
 from chaos.work.process import SetupFailed
 from cluster.folder import SHAPES, FolderError
@@ -43,11 +43,13 @@ def run(asked: Asked, view: View) -> Verdict:
     asked = replace(asked, shape=asked.shape or scenario.shapes[0])
     if asked.shape not in scenario.shapes:
         raise RunFailed(f"{scenario.name} needs the shape {' or '.join(scenario.shapes)}, not {asked.shape}")
+    if needs_toxiproxy(asked, scenario) and (reason := unavailable()):
+        raise RunFailed(f"{reason}. Or run it with --network own: a small proxy of our own cuts the links then")
     asked.folder.mkdir(parents=True)
     try:
         with _disks(scenario, asked.shape) as folders:
             asyncio.run(_interruptible(Playing(asked, scenario, folders, view).play()))
-    except (FolderError, NoPorts, NoServer, UnknownProgram) as error:
+    except (FolderError, NoPorts, UnknownProgram) as error:
         raise RunFailed(str(error)) from error
     except (LaunchError, NotCut, SetupFailed, Failed, DumpFailed, TimeoutError) as error:
         raise RunFailed(f"{error}\nwhat its processes wrote is in {asked.folder / CLUSTER / 'log'}") from error
