@@ -27,6 +27,8 @@ from node.auth import issue_token
 
 STATUS_TIMEOUT_S = 1.0
 POLL_S = 0.05
+OPEN_TIMEOUT_MS = 120_000
+"""Eight processes that start at once, perhaps beside other work."""
 TOKEN_S = 30 * 86_400
 """Longer than any clock fault jumps."""
 LEADER = "leader"
@@ -99,10 +101,10 @@ class Bed:
             await self.network.open(self.links)
             for name in [*self._children, *self.members]:
                 await self.start(name, ready_timeout_ms=0)
-            await self.wait_ready([*self._children, *self.members])
+            await self.wait_ready([*self._children, *self.members], timeout_ms=OPEN_TIMEOUT_MS)
             for name in self.gateways:
                 await self.start(name, ready_timeout_ms=0)
-            await self.wait_ready(self.gateways)
+            await self.wait_ready(self.gateways, timeout_ms=OPEN_TIMEOUT_MS)
         except BaseException:
             await self.close()
             raise
@@ -266,8 +268,8 @@ class Bed:
 
     async def _went(self, name: str, pid: int) -> None:
         await must_go(name, pid)
-        if name not in self._children:
-            self.launcher.stop([name], timeout_ms=0)  # it is gone: forgets its pid
+        if self.pid(name) is None and name not in self._children:
+            self.launcher.stop([name], timeout_ms=0)  # forgets its pid
 
     async def wipe(self, name: str) -> None:
         """See Target; the folder itself stays, since a disk may be mounted there."""

@@ -145,8 +145,8 @@ def _read_journal(path: Path, cluster_id: str, held: Held) -> None:
         index = loaded.first_index
         while index and index <= loaded.last_index:
             for command, at, term in storage.read(index, READ_ENTRIES):
-                # Where a log begins anew, its first entry stands for what was there.
-                if at != loaded.first_index or command != NO_OP:
+                # Where a log begins anew, its first entry stands for what was there. At 1 nothing was.
+                if at == 1 or at != loaded.first_index or command != NO_OP:
                     held.entries[at] = term, command
                 index = at + 1
     finally:
@@ -191,8 +191,7 @@ def about(everyone: list[Held], log: Mapping[int, bytes]) -> About:
     commit_index = max((held.commit_index for held in everyone), default=0)
     last = max((index for held in everyone for index in held.entries), default=0)
     holders = {index: sum(index in held.entries for held in everyone) for index in range(commit_index + 1, last + 1)}
-    # The first entry of all was there before any command: it may be gone with no harm.
-    missing = list(_gaps([index for index in range(2, commit_index + 1) if index not in log]))
+    missing = list(_gaps([index for index in range(1, commit_index + 1) if index not in log]))
     return About(
         complete=not missing and all(not held.why for held in everyone),
         commit_index=commit_index,
