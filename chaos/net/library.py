@@ -14,39 +14,13 @@ from typing import Any
 
 import msgspec
 import requests
-from msgspec import Struct
 
 from chaos.net.ports import HOST
+from chaos.net.told import Proxy, Refused, Toxic, Wedged
 
 TIMEOUT_S = 3.0
 LIBRARY = "toxiproxy"
 _copies = itertools.count(1)
-
-
-class Wedged(Exception):
-    """The server gave no answer, or gave one up: nothing but a new one helps."""
-
-
-class Refused(Exception):
-    """The server understood and said no; the message is its own."""
-
-
-class Toxic(Struct, frozen=True):
-    """stream: upstream (to the target) or downstream (to the dialer). Attributes: the server's, all whole numbers."""
-
-    name: str
-    type: str
-    stream: str
-    attributes: dict[str, int]
-    toxicity: float = 1.0
-
-
-class Proxy(Struct, frozen=True):
-    name: str
-    listen: str
-    upstream: str
-    enabled: bool
-    toxics: list[Toxic] = []
 
 
 class Api:

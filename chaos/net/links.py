@@ -58,6 +58,10 @@ class Network(Protocol):
 
     async def open(self, links: list[Link]) -> None: ...
 
+    async def add(self, links: list[Link]) -> None:
+        """More links, of a dialer that has none yet."""
+        ...
+
     async def close(self) -> None: ...
 
     async def stall(self, name: str, way: Way = "both") -> None:

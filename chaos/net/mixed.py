@@ -39,6 +39,12 @@ class MixedNetwork:
             await self.close()
             raise
 
+    async def add(self, links: list[Link]) -> None:
+        ours = [link for link in links if self._is_own(link)]
+        await self.toxiproxy.add([link for link in links if link not in ours])
+        await self.own.add(ours)
+        self._by_name |= {link.name: self.own if link in ours else self.toxiproxy for link in links}
+
     async def close(self) -> None:
         await self.toxiproxy.close()
         await self.own.close()

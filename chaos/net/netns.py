@@ -27,6 +27,10 @@ TABLE = "ip tiebreak_links"
 LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 """Else the kernel takes retransmissions that come late for strangers, and no longer leads them to the target."""
 DIRECTION = {"both": "", "to_target": "ct direction original ", "to_dialer": "ct direction reply "}
+BASE_CHAINS = """\
+chain lead { type nat hook output priority -100; }
+chain arriving { type filter hook input priority 0; }
+"""
 NOT_A_RESET = "tcp flags & rst == 0 "
 """Our own RSTs pass."""
 
@@ -103,27 +107,32 @@ class NamespaceNetwork:
 
     async def open(self, links: list[Link]) -> None:
         """Raises NotCut: not in a namespace of our own, or somebody listens where a link does."""
-        check_links(links)
         if not entered():
             raise NotCut("the machine's own network is not to be touched: call chaos.net.netns.enter first")
+        text = f"table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{BASE_CHAINS}}}\n"
+        await _run("nft", "-f", "-", text=text)
+        await self.add(links)
+
+    async def add(self, links: list[Link]) -> None:
+        """Raises NotCut: somebody listens where a link does."""
+        check_links([*(cut.link for cut in self._cuts.values()), *links])
         for link in links:
             with socket.socket() as probe:
                 try:
                     probe.bind(link.listen)
                 except OSError as error:
                     raise NotCut(f"{link.name}: {link.listen[1]}: {error.strerror}") from error
-        self._cuts = {link.name: _Cut(link, f"link{number}") for number, link in enumerate(links)}
-        lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
-        lines += [f"chain {cut.chain} {{ }}" for cut in self._cuts.values()]
-        lines += ["chain lead { type nat hook output priority -100;"]
-        for cut in self._cuts.values():
-            (host, port), (target_host, target_port) = cut.link.listen, cut.link.target_at
-            lines.append(f"ip daddr {host} tcp dport {port} dnat to {target_host}:{target_port}")
-        lines += ["}", "chain arriving { type filter hook input priority 0;"]
-        for cut in self._cuts.values():
-            host, port = cut.link.listen
-            lines.append(f"ct original ip daddr {host} meta l4proto tcp ct original proto-dst {port} jump {cut.chain}")
-        await _run("nft", "-f", "-", text="\n".join([*lines, "}", "}", ""]))
+        lines = []
+        for link in links:
+            self._cuts[link.name] = cut = _Cut(link, f"link{len(self._cuts)}")
+            (host, port), (target_host, target_port) = link.listen, link.target_at
+            original = f"ct original ip daddr {host} meta l4proto tcp ct original proto-dst {port}"
+            lines += [
+                f"add chain {TABLE} {cut.chain}",
+                f"add rule {TABLE} lead ip daddr {host} tcp dport {port} dnat to {target_host}:{target_port}",
+                f"add rule {TABLE} arriving {original} jump {cut.chain}",
+            ]
+        await _run("nft", "-f", "-", text="\n".join([*lines, ""]))
 
     async def close(self) -> None:
         if self._cuts:

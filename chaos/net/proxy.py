@@ -57,12 +57,16 @@ class OwnNetwork:
             self._process = self._spawn(theirs)
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
-            for link in links:
-                self.links[link.name] = link
-                await self._tell("add", link.name, listen=link.listen, target_at=link.target_at)
+            await self.add(links)
         except NotCut:
             await self.close()
             raise
+
+    async def add(self, links: list[Link]) -> None:
+        check_links([*self.links.values(), *links])
+        for link in links:
+            self.links[link.name] = link
+            await self._tell("add", link.name, listen=link.listen, target_at=link.target_at)
 
     def _spawn(self, orders: socket.socket) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

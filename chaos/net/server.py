@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from chaos.net.ports import HOST, free_port
 from cluster.launcher import death_wish
 
 PROGRAM = "toxiproxy-server"
+LIBRARY = "toxiproxy"
 NAMED_BY = "TOXIPROXY_SERVER"
 READY_TIMEOUT_S = 10.0
 POLL_S = 0.02
@@ -43,6 +45,8 @@ def find() -> Path:
 
 def unavailable() -> str:
     """Why links can't be cut by toxiproxy here; empty when they can."""
+    if importlib.util.find_spec(LIBRARY) is None:
+        return "toxiproxy-python is not installed: make toxiproxy"
     try:
         find()
     except NoServer as error:

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import Struct
 
-from chaos.net.library import Api, Refused, Toxic, Wedged
 from chaos.net.links import Link, NotCut
 from chaos.net.ports import NoPort
 from chaos.net.server import NoServer, Server
+from chaos.net.told import Refused, Toxic, Wedged
+
+if TYPE_CHECKING:
+    from chaos.net.library import Api
 
 T = TypeVar("T")
 
@@ -48,12 +51,16 @@ class Side:
 
     async def start(self) -> None:
         """A new server, told how all links are meant to be. Raises NotCut, Wedged, NoServer, NoPort."""
+        try:
+            from chaos.net.library import Api  # noqa: PLC0415 - its packages are of the extra `chaos`
+        except ModuleNotFoundError as error:
+            raise NoServer(f"{error.name} is not installed: make toxiproxy") from error
         await self.server.start()
         self._api = await self._blocking(partial(Api, self.server.port))
         for name, cut in self.cuts.items():
             await self._run(name, partial(_build, cut=cut))
 
-    async def tell(self, name: str, what: Callable[[Api], None]) -> None:
+    async def tell(self, name: str, what: Callable[["Api"], None]) -> None:
         """A server that does not answer is replaced by one that has all faults, as `cuts` has them.
 
         Raises NotCut: refused, or there is no server any more.
@@ -87,7 +94,7 @@ class Side:
                 await asyncio.sleep(PORT_WAIT_S)
         raise NotCut(f"toxiproxy of {self.server.name} {why} and does not come back: {last}")
 
-    async def _run(self, name: str, what: Callable[[Api], None]) -> None:
+    async def _run(self, name: str, what: Callable[["Api"], None]) -> None:
         if self._api is None:
             raise NotCut(f"{name}: the network is not open")
         try:
@@ -99,7 +106,7 @@ class Side:
         return await asyncio.get_running_loop().run_in_executor(self._thread, what)
 
 
-def _build(api: Api, cut: Cut) -> None:
+def _build(api: "Api", cut: Cut) -> None:
     """Faults first, so that nothing passes before they stand."""
     (host, port), (target_host, target_port) = cut.link.listen, cut.link.target_at
     api.create(cut.proxy, f"{host}:{port}", f"{target_host}:{target_port}")

@@ -9,13 +9,17 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from chaos.net.library import Api, Refused, Toxic, Wedged
 from chaos.net.links import Link, NotCut, Way, check_links
 from chaos.net.ports import NoPort
 from chaos.net.server import NoServer
 from chaos.net.side import Cut, Side
+from chaos.net.told import Refused, Toxic, Wedged
 from chaos.net.traffic import SEEN_WITHIN_S, STILL_S, Traffic, refused, traffic
+
+if TYPE_CHECKING:
+    from chaos.net.library import Api
 
 SETTLE_S = 0.3
 """After SIGCONT a process first reads what piled up."""
@@ -48,9 +52,7 @@ class ToxiproxyNetwork:
         """Raises NotCut: no server to be had, or a port is in use."""
         check_links(links)
         for link in links:
-            side = self._sides.setdefault(
-                link.dialer, Side(link.dialer, self._folder / f"toxiproxy-{link.dialer}.log", self.restarts)
-            )
+            side = self._sides.setdefault(link.dialer, Side(link.dialer, self._log(link.dialer), self.restarts))
             side.add(link)
         try:
             for side in self._sides.values():
@@ -59,6 +61,24 @@ class ToxiproxyNetwork:
             await self.close()
             raise NotCut(str(error)) from error
         self._watch = asyncio.create_task(self._keep_alive())
+
+    async def add(self, links: list[Link]) -> None:
+        check_links([*(cut.link for side in self._sides.values() for cut in side.cuts.values()), *links])
+        for link in links:
+            if link.dialer in self._sides:
+                raise NotCut(f"{link.name}: the links of {link.dialer} are open already")
+        sides = {link.dialer: Side(link.dialer, self._log(link.dialer), self.restarts) for link in links}
+        for link in links:
+            sides[link.dialer].add(link)
+        for dialer, side in sides.items():
+            self._sides[dialer] = side
+            try:
+                await side.start()
+            except (NoServer, NoPort, Wedged) as error:
+                raise NotCut(str(error)) from error
+
+    def _log(self, dialer: str) -> Path:
+        return self._folder / f"toxiproxy-{dialer}.log"
 
     async def close(self) -> None:
         if self._watch is not None:
@@ -205,11 +225,11 @@ class ToxiproxyNetwork:
         return (await asyncio.to_thread(traffic, link, side.server.pid)).stuck_since(before)
 
 
-def _put(api: Api, proxy: str, toxic: Toxic) -> None:
+def _put(api: "Api", proxy: str, toxic: Toxic) -> None:
     api.put(proxy, toxic)
 
 
-def _heal(api: Api, proxy: str, toxics: Sequence[str]) -> None:
+def _heal(api: "Api", proxy: str, toxics: Sequence[str]) -> None:
     for toxic in toxics:
         api.remove(proxy, toxic)
     api.enable(proxy, True)

@@ -165,3 +165,21 @@ async def place(network: Network, *, echoes: bool = True) -> AsyncIterator[Place
             client.close()
         await network.close()
         await echo.end()
+
+
+@contextlib.asynccontextmanager
+async def chatter(at: Place) -> AsyncIterator[None]:
+    """Something passes both ways all the time."""
+    client = await at.dial()
+
+    async def talk() -> None:
+        while True:
+            await client.talk(b"chatter")
+
+    talking = asyncio.create_task(talk())
+    try:
+        yield
+    finally:
+        talking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await talking

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from chaos.net import netns
-from chaos.net.links import NotCut
+from chaos.net.links import NotCut, Way
 from chaos.net.netns import NamespaceNetwork
-from tests.chaos.net.echo import AWHILE_S, NAME, WITHIN_S, Client, Place, place, until
+from tests.chaos.net.echo import AWHILE_S, NAME, WITHIN_S, Client, Place, chatter, place, until
 
 Talk = Callable[[NamespaceNetwork, Place], Awaitable[None]]
+
+WAYS: tuple[Way, ...] = ("to_target", "to_dialer")
 
 needed = pytest.mark.skipif(bool(netns.unavailable()), reason=netns.unavailable() or "there")
 
@@ -63,12 +65,12 @@ def test_what_is_stalled_arrives_later_and_no_connection_comes_about() -> None:
 
 
 @needed
-@pytest.mark.parametrize("way", ["to_target", "to_dialer"])
-def test_one_way_alone_is_cut(way: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_one_way_alone_is_cut(way: Way) -> None:
     async def talk(network: NamespaceNetwork, at: Place) -> None:
         client = await at.dial()
         await client.talk(b"before")
-        await network.stall(NAME, way)  # type: ignore[arg-type]
+        await network.stall(NAME, way)
         client.say(b"said")
         if way == "to_dialer":
             await until(lambda: at.echo.got == [b"beforesaid"], "the target hears")
@@ -138,6 +140,17 @@ def test_old_packets_come_after_those_of_a_newer_connection() -> None:
         assert at.echo.got == [b"first", b"new"]
         await network.heal(NAME)
         assert await old.hear(3) == b"old"
+
+    inside(talk)
+
+
+@needed
+def test_bytes_that_pass_are_seen() -> None:
+    async def talk(network: NamespaceNetwork, at: Place) -> None:
+        async with chatter(at):
+            await asyncio.sleep(0.1)
+            for way in WAYS:
+                assert f"bytes pass {way}" in await network._passing(at.link, way)
 
     inside(talk)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from chaos.net import server
-from chaos.net.library import Api, Refused, Toxic, Wedged
+from chaos.net.library import Api
 from chaos.net.links import Link, NotCut
 from chaos.net.server import Server
+from chaos.net.told import Refused, Toxic, Wedged
 from chaos.net.toxiproxy import ToxiproxyNetwork
 from tests.chaos.net.echo import HOST, NAME, Client, Place, free_port, place, until
 
