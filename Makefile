@@ -21,11 +21,11 @@ ARGS ?=
 # Narrows the last stage of the gate: `make test TESTS=tests/node`.
 TESTS ?= tests
 
-# What the chaos tests use where this machine can have it; without it they skip, and say what is missing.
-EXTRAS := $(shell command -v go >/dev/null && echo toxiproxy; \
+# What tests of chaos and of comparisons use where this machine can have it; without it they skip, and say what is missing.
+EXTRAS := $(shell command -v go >/dev/null && echo toxiproxy peers; \
   [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v nft >/dev/null && echo nftables)
 
-.PHONY: help install demo test bench toxiproxy nftables lock clean
+.PHONY: help install demo test bench toxiproxy nftables peers lock clean
 
 help: ## list the targets
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do
@@ -76,6 +76,26 @@ nftables: ## what namespaces drop packets with: nft, from the system's packages;
 	fi
 	echo 'installing nftables'
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nftables >/dev/null
+
+peers: $(RUNTIME) ## what `tiebreak bench compare` compares with: PostgreSQL from the system's packages, etcd built with Go
+	if [ -z "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" ] && ! command -v pgbench >/dev/null; then
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+	    echo 'install the package postgresql; on Debian: sudo apt-get install postgresql' >&2
+	  else
+	    echo 'installing postgresql'
+	    # Its package would start a server of its own, which nobody asked for.
+	    mkdir -p /etc/postgresql-common/createcluster.d
+	    echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.d/tiebreak.conf
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null
+	  fi
+	fi
+	if [ -x $(VENV)/peers/etcd ] && [ -x $(VENV)/peers/etcd-benchmark ]; then exit 0; fi
+	if ! command -v go >/dev/null; then echo 'etcd is built with Go 1.24 or newer; install Go and repeat' >&2; exit 1; fi
+	echo 'building etcd into $(VENV)/peers'
+	mkdir -p $(VENV)/peers
+	cd bench/peers/etcd_tools
+	go build -o ../../../$(VENV)/peers/etcd go.etcd.io/etcd/server/v3
+	go build -o ../../../$(VENV)/peers/etcd-benchmark go.etcd.io/etcd/v3/tools/benchmark
 
 # setuptools first: PySyncObj is published as source only and is built with this one, hash-checked,
 # rather than with whatever an isolated build would fetch.

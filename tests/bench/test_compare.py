@@ -124,3 +124,15 @@ def check_with_and_without(server: postgres.Postgres) -> None:
         server._servers[-2].stop()  # a standby
         with pytest.raises(PeerFailed, match="not both standbys"):
             server.check_synchronous()
+
+
+def test_etcd_puts_on_three_members(tmp_path: Path) -> None:
+    try:
+        server = etcd.Etcd(tmp_path / "etcd")
+    except PeerMissing as error:
+        pytest.skip(str(error))
+    with server:
+        found = server.measure(clients=2, seconds=0.5)
+    assert found.per_s > 0
+    assert 0 < found.p50_ms <= found.p99_ms
+    assert found.wrong == 0
