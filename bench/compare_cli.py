@@ -86,6 +86,7 @@ def compare_peers(
 
 def plot(
     folder: Annotated[Path, typer.Argument(help="What `tiebreak bench compare --out` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON on stdout.")] = False,
 ) -> None:
     """Draw a comparison again, from its JSON: PNG and SVG.
 
@@ -99,19 +100,24 @@ def plot(
         raise typer.BadParameter(f"{folder / RESULT} is no comparison, or only half of one: {error}") from error
     if not found.cells:
         raise typer.BadParameter(f"{folder / RESULT}: nothing was measured")
-    _draw(found, folder)
+    paths = _draw(found, folder)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode([str(path) for path in paths]).decode() + "\n")
 
 
-def _draw(found: Compared, folder: Path) -> None:
+def _draw(found: Compared, folder: Path) -> list[Path]:
     host = found.report.host
     caption = (
         f"commit {host.commit}; {host.cpu}, {host.cores} cores, load included; fdatasync p50 {host.fdatasync_p50_ms} ms"
     )
     try:
-        for path in plots.compared(found.cells, folder / "compare", caption=caption):
-            talk.print(f"[dim]{path}[/]")
+        paths = plots.compared(found.cells, folder / "compare", caption=caption)
     except plots.PlotMissing as error:
         talk.print(f"[yellow]{error}[/]")
+        return []
+    for path in paths:
+        talk.print(f"[dim]{path}[/]")
+    return paths
 
 
 def print_table(found: Compared) -> None:
