@@ -10,6 +10,8 @@ from chaos.history.file import NEVER_NS, Op
 from chaos.history.records import Fault
 
 GATEWAY_SHARE_MIN = 0.999
+MISSED_MAX = 2
+"""In a run of some hundred reads one or two that come late say more of a busy machine than of a gateway."""
 AGE_SLACK_MS = 2_000
 """A follower learns of a commit a heartbeat later, and processes of a busy machine wait."""
 AN_ANSWER = frozenset({"account_not_found", "order_not_found", "not_found", "symbol_not_found"})
@@ -79,7 +81,10 @@ def is_gateway_read(op: Op) -> bool:
 
 
 def check_gateways(told: Told) -> Check:
-    """Each gateway answers at least 99.9 % of what it is asked while faults hold, save while it was killed itself."""
+    """Each gateway answers at least 99.9 % of what it is asked while faults hold, save while it was killed itself.
+
+    Of few reads MISSED_MAX may be missing.
+    """
     begin_ns = told.history.phase_ns("faults")
     end_ns = told.history.phase_ns("final") or NEVER_NS
     if begin_ns is None:
@@ -99,8 +104,8 @@ def check_gateways(told: Told) -> Check:
     wrong: Wrong = []
     for gateway, count in sorted(asked.items()):
         share = answered.get(gateway, 0) / count
-        if share < GATEWAY_SHARE_MIN:
-            missed = count - answered.get(gateway, 0)
+        missed = count - answered.get(gateway, 0)
+        if share < GATEWAY_SHARE_MIN and missed > MISSED_MAX:
             why = f"{gateway} answered {100 * share:.2f} % of {count} reads"
             wrong.append((why, {"missed": missed, "first": failed[gateway].said()}))
     counts = {"reads": sum(asked.values()), "answered": sum(answered.values())}

@@ -6,21 +6,12 @@ from collections.abc import Mapping
 from chaos.check import words
 from chaos.check.judging import Wrong, invalid, judge
 from chaos.check.replay import Replayed, outcome_wrong
-from chaos.check.told import COMMANDS, Told
+from chaos.check.told import Told
 from chaos.check.verdict import Check
 from chaos.history.file import NEVER_NS, Op
 
 NOT_STORED = frozenset({"key_reused", "key_too_old", "key_quota_exceeded", "sent_in_future", "writes_stopped"})
 """Answers that stand at an index of their own, and not under the key."""
-
-
-def commands_of(told: Told) -> dict[str, list[Op]]:
-    """Operations that change the ledger, by their key."""
-    by_key: dict[str, list[Op]] = defaultdict(list)
-    for op in told.history.ops:
-        if op.key and op.kind in COMMANDS:
-            by_key[op.key].append(op)
-    return by_key
 
 
 def is_stored(op: Op) -> bool:
@@ -73,7 +64,7 @@ def check_answers(told: Told, done: Replayed) -> Check:
         return Check("answers", "fail", f"the ledger can't execute the log: {done.error}")
     wrong: Wrong = []
     checked = 0
-    for key, ops in commands_of(told).items():
+    for key, ops in told.commands.items():
         executed = done.executed.get(key)
         for op in ops:
             if not op.ok:
@@ -100,7 +91,7 @@ def check_order(told: Told, done: Replayed) -> Check:
         return invalid("order", lacks)
     wrong: Wrong = []
     spans = []
-    for key, ops in commands_of(told).items():
+    for key, ops in told.commands.items():
         executed = done.executed.get(key)
         if executed is None:
             continue
@@ -131,7 +122,7 @@ def check_false_acks(told: Told) -> Check:
         held[line.index].add(line.key)
     wrong: Wrong = []
     checked = 0
-    for key, ops in commands_of(told).items():
+    for key, ops in told.commands.items():
         for op in ops:
             if not op.ok:
                 continue
@@ -149,7 +140,7 @@ def check_lost(told: Told, done: Replayed) -> Check:
         return invalid("lost", lacks)
     wrong: Wrong = []
     acked = silent = 0
-    for key, ops in commands_of(told).items():
+    for key, ops in told.commands.items():
         op = next((op for op in ops if is_stored(op)), None)
         if op is None:
             continue
@@ -171,7 +162,7 @@ def check_phantoms(told: Told, done: Replayed) -> Check:
     """Nothing took effect that nobody asked for, or that was definitely refused; nor with another body."""
     if lacks := told.lacks("log.jsonl"):
         return invalid("phantoms", lacks)
-    by_key = commands_of(told)
+    by_key = told.commands
     wrong: Wrong = []
     for key, executed in done.executed.items():
         ops = by_key.get(key, [])
@@ -195,7 +186,7 @@ def check_resolved(told: Told, done: Replayed) -> Check:
     """What nobody was told at the time is known in the end, and as the log has it: it took effect once, or never."""
     if lacks := told.lacks("log.jsonl", "final.json"):
         return invalid("resolved", lacks)
-    unanswered = {key: ops for key, ops in commands_of(told).items() if not any(is_stored(op) for op in ops)}
+    unanswered = {key: ops for key, ops in told.commands.items() if not any(is_stored(op) for op in ops)}
     wrong: Wrong = []
     silent = 0
     for key, ops in unanswered.items():
@@ -214,7 +205,7 @@ def check_idempotence(told: Told) -> Check:
     """Each key took effect once: all who sent it with its body were told the same, others were refused."""
     wrong: Wrong = []
     repeats = refused = 0
-    for key, ops in commands_of(told).items():
+    for key, ops in told.commands.items():
         answered = [op for op in ops if is_stored(op)]
         refused += sum(op.answer.get("error") == "key_reused" for op in ops)
         if len(answered) < 2:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from chaos.check import words
-from chaos.check.commands import TwoBodies, commands_of, merged
+from chaos.check.commands import TwoBodies, merged
 from chaos.check.judging import Wrong, judge
 from chaos.check.reading import consistency
 from chaos.check.told import Told
@@ -18,7 +18,7 @@ def check_journals(told: Told) -> Check:
     acknowledged before a read is in it, what was refused is in none."""
     appends: dict[str, dict[object, Op]] = defaultdict(dict)
     reads: dict[tuple[str, str], list[Op]] = defaultdict(list)
-    for ops in commands_of(told).values():
+    for ops in told.commands.values():
         if "element" in ops[0].args:
             op = _one(ops)
             element = words.number(op.args["element"])

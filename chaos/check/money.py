@@ -4,7 +4,6 @@ from collections import defaultdict
 from fractions import Fraction
 
 from chaos.check import words
-from chaos.check.commands import commands_of
 from chaos.check.judging import Wrong, invalid, judge
 from chaos.check.told import Told
 from chaos.check.verdict import Check
@@ -51,7 +50,7 @@ def _bounds(told: Told) -> Bounds:
     asked: dict[str, Op] = {}
     posted: list[Op] = []
     takes_fees = False
-    for ops in commands_of(told).values():
+    for ops in told.commands.values():
         done = next((op for op in ops if op.ok and "error" not in op.answer), None)
         refused = all(op.outcome == "fail" or "error" in op.answer for op in ops)
         if refused:

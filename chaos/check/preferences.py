@@ -51,8 +51,12 @@ def check_items(told: Told) -> Check:
             value = users.get(user, {}).get("values", {}).get(name)
             if why := _wrong_value(ops, value):
                 wrong.append((f"{site}, {user}: {name} is {value!r}; {why}", {"site": site, "user": user}))
+    by_user: dict[str, dict[str, Life]] = defaultdict(dict)
+    for (user, item), life in lives.items():
+        by_user[user][item] = life
     for read in reads:
-        wrong += [(f"operation {read.op}: {why}", read.said()) for why in _wrong_in_between(read, lives)]
+        mine = by_user[read.args["user"]]
+        wrong += [(f"operation {read.op}: {why}", read.said()) for why in _wrong_in_between(read, mine)]
     counts = {
         "items": len(lives),
         "added": sum(any(op.ok for op in life.adds) for life in lives.values()),
@@ -89,24 +93,19 @@ def _wrong_value(ops: list[Op], value: str | None) -> str:
     return "it was overwritten at the same gateway"
 
 
-def _wrong_in_between(read: Op, lives: dict[Item, Life]) -> list[str]:
-    """A gateway shows what it took itself, and nothing that was taken away there."""
+def _wrong_in_between(read: Op, lives: dict[str, Life]) -> list[str]:
+    """A gateway shows what it took itself, and nothing that was taken away there. lives: this user's, by item."""
     if "items" not in read.answer:
         return []
     shown = set(read.answer["items"])
-    user = read.args["user"]
-    found = [f"it shows {item}, which nobody added" for item in sorted(shown) if (user, item) not in lives]
-    for (of, item), life in _of_user(lives, user):
+    found = [f"it shows {item}, which nobody added" for item in sorted(shown - lives.keys())]
+    for item, life in lives.items():
         here = [op for op in life.adds if op.ok and op.target == read.target and op.return_ns < read.call_ns]
         gone = any(op.outcome != "fail" and op.call_ns < read.return_ns for op in life.removes)
         if here and not gone and item not in shown:
-            found.append(f"it does not show {of}'s {item}, which was added here")
+            found.append(f"it does not show {item}, which was added here")
         ended_ns = max((op.return_ns for op in life.adds), default=NEVER_NS)
         removed = [op for op in life.removes if op.ok and op.target == read.target and op.return_ns < read.call_ns]
         if item in shown and any(op.call_ns > ended_ns for op in removed):
             found.append(f"it shows {item}, which was removed here")
     return found
-
-
-def _of_user(lives: dict[Item, Life], user: str) -> list[tuple[Item, Life]]:
-    return [(item, life) for item, life in lives.items() if item[0] == user]

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from chaos.check import words
-from chaos.check.commands import TwoBodies, commands_of, merged
+from chaos.check.commands import TwoBodies, merged
 from chaos.check.judging import Wrong, invalid, judge
 from chaos.check.reading import consistency
 from chaos.check.registers import Account, Reference, Register
@@ -80,7 +80,7 @@ def _registers(told: Told) -> tuple[Objects, Objects, Objects]:
     orders: Objects = defaultdict(list)
     references: Objects = defaultdict(list)
     accounts: Objects = defaultdict(list)
-    by_key = commands_of(told)
+    by_key = told.commands
     held = _not_judged(by_key)
     cas_accounts = {op.args["register"] for op in told.history.ops if op.args.get("f") == "cas"}
     for ops in by_key.values():

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from chaos.history.file import History, read_events, read_final, read_history, read_log
+from chaos.history.file import History, Op, read_events, read_final, read_history, read_log
 from chaos.history.records import Event, Final, Logged
 from chaos.history.run import Run, RunUnreadable, read_run
 
@@ -23,7 +23,10 @@ Found = TypeVar("Found")
 
 
 class Told(Struct):
-    """missing: file to why it can't be read; what it would have held is empty. log_is_whole: no entry is missing."""
+    """missing: file to why it can't be read; what it would have held is empty. log_is_whole: no entry is missing.
+
+    commands: operations that change the ledger, by their key.
+    """
 
     run: Run
     history: History
@@ -33,6 +36,12 @@ class Told(Struct):
     disagreement: Any = None
     log_is_whole: bool = True
     missing: dict[str, str] = {}
+    commands: dict[str, list[Op]] = {}
+
+    def __post_init__(self) -> None:
+        for op in self.history.ops:
+            if op.key and op.kind in COMMANDS:
+                self.commands.setdefault(op.key, []).append(op)
 
     def lacks(self, *files: str) -> str:
         """Why one of these files can't be judged, or an empty string."""
@@ -41,7 +50,7 @@ class Told(Struct):
 
 def read_told(folder: Path) -> Told:
     """Raises RunUnreadable: no run.json or history.jsonl, or one of them is broken."""
-    told = Told(read_run(folder), read_history(folder / "history.jsonl"), missing={})
+    told = Told(read_run(folder), read_history(folder / "history.jsonl"))
 
     def read(name: str, reader: Callable[[Path], Found], otherwise: Found) -> Found:
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from chaos.check.ledger import Model, No, Order
@@ -166,8 +167,13 @@ def same(expected: Any, said: Any) -> bool:
 
 def number(said: Any) -> Fraction | None:
     """A decimal text or a whole number; None for anything else."""
+    return _number(said) if isinstance(said, str | int) else None
+
+
+@lru_cache(maxsize=100_000)
+def _number(said: str | int) -> Fraction | None:
     try:
-        return Fraction(said) if isinstance(said, str | int) else None
+        return Fraction(said)
     except ValueError:
         return None
 

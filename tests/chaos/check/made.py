@@ -4,6 +4,7 @@ No network and no process: one log, and clients whose calls overlap. What they a
 """
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,6 +36,8 @@ NOBODY = ("nobody-0", "nobody-1", "nobody-2")
 GATEWAYS = ("gateway-dc-a", "gateway-dc-b")
 MEMBERS = ("dc-a", "dc-b")
 PRICED = "PRI-USD"
+APPENDS_MAX = 120
+"""Then other journals and users take their turn, as in real runs: each read shows all of one."""
 NOT_TOLD = frozenset({"key", "index", "replay", "code", "message", "field"})
 
 Body = dict[str, Any]
@@ -95,6 +98,11 @@ class Maker:
         self.used: dict[str, Asked] = {}
         self.items: dict[str, set[str]] = {}
         self.values: dict[str, dict[str, str]] = {}
+        self.rows: dict[str, list[list[str]]] = {}
+        self.repeatable: list[str] = []
+        self.journals = list(JOURNALS)
+        self.appends = 0
+        self.users = ["user-0", "user-1"]
         self.registers = dict.fromkeys(("reg-0", "reg-1"), "")
         self.old_reads: list[tuple[str, Body, int, Body]] = []
 
@@ -108,6 +116,9 @@ class Maker:
         self.log += lines(self.index, payload)
         applied = self.machine.apply(self.index, payload)
         self.backing.write(applied)
+        for row in applied.ledger_rows:
+            told = [str(row.row), str(row.index), text(row.delta_units, 2), text(row.owned_units, 2)]
+            self.rows.setdefault(row.account, []).append(told)
         self.past.orders.update((order.order_id, order) for order in applied.closed_orders)
         for seq, event in enumerate(applied.events):
             view = self.views.public(event, "", at(applied.time_us))
@@ -155,6 +166,7 @@ class Maker:
         if not key:
             self.keys += 1
             key = f"key-{self.keys}"
+            self.repeatable.append(key)
         drawn = self.random.random() if chance is None else chance
         op, process = self.call(workload, asked[0], self.random.choice(self.members), asked[2], key)
         self.used.setdefault(key, asked)
@@ -206,10 +218,6 @@ class Maker:
         if record is None or market is None or not record.reference_ticks:
             return None
         return market.price(record.reference_ticks)
-
-    def rows(self, account: str) -> list[list[str]]:
-        rows = [row for row in self.backing.ledger if row.account == account]
-        return [[str(n), str(r.index), text(r.delta_units, 2), text(r.owned_units, 2)] for n, r in enumerate(rows, 1)]
 
     def outcome(self, key: str) -> Body:
         if key not in self.results:
@@ -343,7 +351,7 @@ def _look_at_orders(maker: Maker, account: str) -> None:
     if keys and maker.random.random() < 0.5:
         maker.command("orders", canceled(account, maker.random.choice(keys)))
         return
-    order_id = maker.random.choice(sorted(maker.past.orders) or [0])
+    order_id = maker.random.choice(list(islice(reversed(maker.past.orders), 40)) or [0])
     if order_id and maker.random.random() < 0.5:
         record = maker.past.orders[order_id]
         market = maker.catalogue.market(record.symbol)
@@ -356,7 +364,7 @@ def _look_at_orders(maker: Maker, account: str) -> None:
 
 def _repeat(maker: Maker) -> None:
     """A key once more: with its body, or (now and then) with another; or its outcome is read."""
-    key = maker.random.choice([key for key in maker.used if key.startswith("key-")][-40:])
+    key = maker.random.choice(maker.repeatable[-40:])
     asked = maker.used[key]
     drawn = maker.random.random()
     if drawn < 0.5:
@@ -369,12 +377,19 @@ def _repeat(maker: Maker) -> None:
 
 
 def _journal(maker: Maker) -> None:
-    account, other = maker.random.sample(JOURNALS, 2)
+    if maker.appends >= APPENDS_MAX:
+        maker.appends = 0
+        maker.journals += [f"list-{len(maker.journals)}", f"list-{len(maker.journals) + 1}"]
+        for name in maker.journals[-2:]:
+            maker.command("list-append", opened(name), chance=1.0)
+            maker.now_ns += 4 * MS
+    account, other = maker.random.sample(maker.journals[-2:], 2)
     drawn = maker.random.random()
     maker.elements += 1
+    maker.appends += 1
     if drawn < 0.4:
         args = {"account": account, "asset": "USD"}
-        maker.read("list-append", "read_ledger", args, lambda: {"rows": maker.rows(account)})
+        maker.read("list-append", "read_ledger", args, lambda: {"rows": list(maker.rows.get(account, ()))})
     elif drawn < 0.8:
         units = 1_000_000 + maker.elements
         maker.command("list-append", deposit(account, units, element=text(units, 2)))
@@ -409,7 +424,9 @@ def _register(maker: Maker) -> None:
 def _gateway(maker: Maker) -> None:
     """Both sites know everything at once; that they may differ for a while is for the spoiled runs."""
     random = maker.random
-    gateway, user = random.choice(GATEWAYS), random.choice(("user-0", "user-1"))
+    if len(maker.items.get(maker.users[-1], ())) >= APPENDS_MAX:
+        maker.users += [f"user-{len(maker.users)}", f"user-{len(maker.users) + 1}"]
+    gateway, user = random.choice(GATEWAYS), random.choice(maker.users[-2:])
     items, values = maker.items.setdefault(user, set()), maker.values.setdefault(user, {})
     drawn = random.random()
     if drawn < 0.3:
@@ -492,11 +509,11 @@ def _ended(maker: Maker) -> Parts:
     maker.now_ns += 10 * MS
     maker.history.append(Phase(maker.now_ns, "end"))
     maker.history.append(Seen(maker.now_ns, "dc-a", True, "leader", 1, maker.index, maker.index))
-    accounts = (*BANK, *TRADERS, *JOURNALS, *maker.registers)
+    accounts = (*BANK, *TRADERS, *maker.journals, *maker.registers)
     digest = maker.machine.digest.hex()
     site = {
         user: {"items": sorted(maker.items.get(user, ())), "values": dict(maker.values.get(user, {}))}
-        for user in ("user-0", "user-1")
+        for user in maker.users
     }
     final = Final(
         True,
