@@ -1,9 +1,11 @@
 """A certificate authority per cluster and a certificate per member: a member's identity is its certificate's name."""
 
 import datetime
+import ipaddress
 import os
 import ssl
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -35,11 +37,22 @@ def make_authority(folder: Path, cluster_id: str, *, certificate: str = CA_CERTI
     write_file(folder / certificate, pem(signed), mode=0o644)
 
 
-def make_certificate(folder: Path, member: str, *, days: int = VALID_DAYS, authority_key: str = CA_KEY) -> None:
+def make_certificate(
+    folder: Path,
+    member: str,
+    *,
+    days: int = VALID_DAYS,
+    authority_key: str = CA_KEY,
+    hosts: Sequence[str] | None = None,
+) -> None:
     """Write <member>.crt and <member>.key, signed by the authority in the same folder. Each is replaced in one step.
+
+    hosts: host names and addresses that clients find it under, besides its name; None: those of the certificate that it
+    replaces, if there is one.
 
     Raises ValueError when no certificate of ca.crt belongs to the authority's key.
     """
+    names = _host_names(hosts) if hosts is not None else _names_now(folder / f"{member}.crt", member)
     signer = _authority_key(folder / authority_key)
     authority = authority_of(folder, authority_key)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -49,12 +62,31 @@ def make_certificate(folder: Path, member: str, *, days: int = VALID_DAYS, autho
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(member)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(member), *names]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA256())
     )
     write_file(folder / f"{member}.key", _key_bytes(key), mode=0o600)
     write_file(folder / f"{member}.crt", pem(certificate), mode=0o644)
+
+
+def _host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    found: list[x509.GeneralName] = []
+    for host in hosts:
+        try:
+            found.append(x509.IPAddress(ipaddress.ip_address(host)))
+        except ValueError:
+            found.append(x509.DNSName(host))
+    return found
+
+
+def _names_now(certificate: Path, member: str) -> list[x509.GeneralName]:
+    """What the certificate that is there names besides the member."""
+    try:
+        found = read_certificates(certificate)[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return []
+    return [name for name in found if name != x509.DNSName(member)]
 
 
 def make_all(folder: Path, cluster_id: str, members: list[str]) -> None:

@@ -4,6 +4,9 @@ DIR/topology.toml, DIR/members/*.toml, DIR/gateways/*.toml, DIR/certs/, DIR/keys
 DIR/run/ are what running leaves behind.
 """
 
+import base64
+import binascii
+import json
 import os
 import secrets
 import time
@@ -34,7 +37,10 @@ API_PORT_OFFSET = 10
 GATEWAY_PORT_OFFSET = 20
 GATEWAY_LINK_OFFSET = 25
 """A gateway listens for clients 20 ports above its cluster, and for the other site's gateway 25."""
-GATEWAY_TOKEN_DAYS = 3_650
+GATEWAY_TOKEN_DAYS = 90
+"""Of the token that gateways follow the feed with; `tiebreak up` makes another in the second half of its life."""
+API_PREFIX = "api-"
+"""Certificates that clients see are named api-NAME: they name hosts too, and no member takes them for a member's."""
 
 MEMBER_TOML = """\
 # One member of the cluster. Paths are relative to this file. What is left out has its default.
@@ -51,9 +57,9 @@ ca = "../certs/ca.crt"
 cert = "../certs/{name}.crt"
 key = "../certs/{name}.key"
 
-# [api_tls]  # serve the API over HTTPS
-# cert = "api.crt"
-# key = "api.key"
+{off}[api_tls]  # serve the API over HTTPS; `tiebreak cluster init --api-tls` makes these
+{off}cert = "../certs/api-{name}.crt"
+{off}key = "../certs/api-{name}.key"
 # client_ca = "../certs/ca.crt"       # verify certificates that clients offer, such as ../certs/gateway-*.crt
 # require_client_certificate = true   # and take nobody without one
 
@@ -75,10 +81,13 @@ data_dir = "../data/gateway-{site}"
 host = "{host}"
 port = {port}
 link_port = {link_port}  # for the other site's gateway
+{off}cert = "../certs/api-gateway-{site}.crt"  # serve HTTPS
+{off}key = "../certs/api-gateway-{site}.key"
 
 [nodes]  # full replicas, the nearest first
 addresses = [{nodes}]
-token_file = "../keys/gateway.token"  # an auditor's; `tiebreak token auditor` makes one; read anew when replaced
+token_file = "../keys/gateway.token"  # an auditor's; `tiebreak gateway renew-token` replaces it; read anew then
+{off}ca = "../certs/ca.crt"  # whom to trust where nodes serve https
 
 [keys]
 token_public_key = "../keys/token.pub"
@@ -199,8 +208,12 @@ def plan(shape: str, base_port: int, *, host: str = "127.0.0.1", timing: Timing 
     return check(Topology(cluster_id=uuid.uuid4().hex, members=members, timing=timing))
 
 
-def create(root: Path, *, shape: str = "1+1+1", base_port: int = 7700, timing: Timing = LAN) -> Topology:
+def create(
+    root: Path, *, shape: str = "1+1+1", base_port: int = 7700, timing: Timing = LAN, api_tls: bool = False
+) -> Topology:
     """Write a new cluster: topology, member files, certificates and keys. Private keys get mode 0600.
+
+    api_tls: members and gateways serve HTTPS, and gateways ask nodes over it; by certificates of the same authority.
 
     Raises:
         FolderError: the folder holds something already; nothing was written.
@@ -219,15 +232,29 @@ def create(root: Path, *, shape: str = "1+1+1", base_port: int = 7700, timing: T
     make_all(folder.certs, topology.cluster_id, [*(member.name for member in topology.members), *gateways])
     _make_keys(folder)
     for member in topology.members:
-        folder.config(member.name).write_text(MEMBER_TOML.format(name=member.name), encoding="utf-8")
-    _make_gateways(folder, topology, base_port)
+        _write_member(folder, member.name, host=member.api_host, api_tls=api_tls)
+    _make_gateways(folder, topology, base_port, api_tls=api_tls)
     # Last: what has a topology is whole.
     write_topology(folder.topology_path, topology)
     return topology
 
 
-def add_member(folder: ClusterFolder, name: str) -> list[Path]:
+def _write_member(folder: ClusterFolder, name: str, *, host: str, api_tls: bool) -> None:
+    if api_tls:
+        _api_certificate(folder, name, host)
+    folder.config(name).write_text(MEMBER_TOML.format(name=name, off="" if api_tls else "# "), encoding="utf-8")
+
+
+def _api_certificate(folder: ClusterFolder, name: str, host: str) -> None:
+    from cluster.certificates import make_certificate  # noqa: PLC0415
+
+    make_certificate(folder.certs, f"{API_PREFIX}{name}", hosts=list(dict.fromkeys((host, "localhost"))))
+
+
+def add_member(folder: ClusterFolder, name: str, *, host: str = "127.0.0.1") -> list[Path]:
     """Make the certificate and the file of one more member, where they are not there yet; returns what was made.
+
+    It serves HTTPS where the others do; host: what its certificate for clients names.
 
     Raises FolderError: the authority's key is not here.
     """
@@ -243,7 +270,9 @@ def add_member(folder: ClusterFolder, name: str) -> list[Path]:
         make_certificate(folder.certs, name)
         made += [files.certificate, files.key]
     if not folder.config(name).exists():
-        folder.config(name).write_text(MEMBER_TOML.format(name=name), encoding="utf-8")
+        api_tls = any(folder.scheme(path.stem) == "https" for path in sorted((folder.root / "members").glob("*.toml")))
+        _write_member(folder, name, host=host, api_tls=api_tls)
+        made += [folder.certs / f"{API_PREFIX}{name}.{kind}" for kind in ("crt", "key")] if api_tls else []
         made.append(folder.config(name))
     return made
 
@@ -271,22 +300,47 @@ def _make_keys(folder: ClusterFolder) -> None:
     _write(folder.session_key, secrets.token_hex(32).encode() + b"\n", mode=0o600)
 
 
-def _make_gateways(folder: ClusterFolder, topology: Topology, base_port: int) -> None:
-    """A gateway per datacenter, its file and what it needs of keys."""
+def renew_gateway_token(folder: ClusterFolder, *, days: int = GATEWAY_TOKEN_DAYS) -> float:
+    """Replace the token that gateways follow the feed with; they read it anew. Returns its end, seconds since 1970.
+
+    Raises FolderError: the key that signs tokens is not here.
+    """
     import jwt  # noqa: PLC0415
 
-    folder.gateways.mkdir()
+    from cluster.certificates import write_file  # noqa: PLC0415
+
     now_s = int(time.time())
-    claims = {
-        "iss": "tiebreak",
-        "sub": "gateway",
-        "role": "auditor",
-        "accounts": [],
-        "iat": now_s,
-        "exp": now_s + GATEWAY_TOKEN_DAYS * 86_400,
-    }
-    token = jwt.encode(claims, folder.token_key.read_text("ascii"), algorithm="EdDSA")
-    _write(folder.gateway_token, token.encode() + b"\n", mode=0o600)
+    ends_s = now_s + days * 86_400
+    claims = {"iss": "tiebreak", "sub": "gateway", "role": "auditor", "accounts": [], "iat": now_s, "exp": ends_s}
+    try:
+        key = folder.token_key.read_text("ascii")
+    except OSError as error:
+        raise FolderError(f"{folder.token_key} signs tokens ({error.strerror}): run this where it is kept") from error
+    token = jwt.encode(claims, key, algorithm="EdDSA")
+    write_file(folder.gateway_token, token.encode() + b"\n", mode=0o600)
+    return float(ends_s)
+
+
+def token_life_s(path: Path) -> tuple[float, float] | None:
+    """(begin, end) of the token in a file, seconds since 1970, not verified. None: it says none, or can't be read."""
+    try:
+        payload = path.read_text("ascii").strip().split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return float(claims.get("iat", 0)), float(claims["exp"])
+    except (OSError, IndexError, KeyError, TypeError, AttributeError, ValueError, binascii.Error):
+        return None
+
+
+def wants_renewal(folder: ClusterFolder) -> bool:
+    """The gateways' token is in the second half of its life, and what signs another is here."""
+    life = token_life_s(folder.gateway_token)
+    return folder.token_key.exists() and (life is None or time.time() > (life[0] + life[1]) / 2)
+
+
+def _make_gateways(folder: ClusterFolder, topology: Topology, base_port: int, *, api_tls: bool) -> None:
+    """A gateway per datacenter, its file and what it needs of keys."""
+    folder.gateways.mkdir()
+    renew_gateway_token(folder)
     _write(folder.seal_keys, f"1 {secrets.token_hex(32)}\n".encode(), mode=0o600)
     replicas = [member for member in topology.members if member.role is MemberRole.replica]
     sites = list(dict.fromkeys(member.site for member in replicas))
@@ -298,13 +352,17 @@ def _make_gateways(folder: ClusterFolder, topology: Topology, base_port: int) ->
             for place, other in enumerate(sites)
             if other != site
         )
+        if api_tls:
+            _api_certificate(folder, f"{GATEWAY_PREFIX}{site}", near[0].api_host)
+        scheme = "https" if api_tls else "http"
         text = GATEWAY_TOML.format(
+            off="" if api_tls else "# ",
             site=site,
             cluster_id=topology.cluster_id,
             host=near[0].api_host,
             port=base_port + GATEWAY_PORT_OFFSET + number,
             link_port=base_port + GATEWAY_LINK_OFFSET + number,
-            nodes=", ".join(f'"http://{member.api_host}:{member.api_port}"' for member in near),
+            nodes=", ".join(f'"{scheme}://{member.api_host}:{member.api_port}"' for member in near),
             peers=peers,
             symbols=", ".join(f'"{symbol}"' for symbol in SIMULATED),
             prices=", ".join(f"{symbol} = {price}" for symbol, price in SIMULATED.items()),

@@ -1,4 +1,4 @@
-"""`tiebreak cluster rotate-certificates`: new certificates, or a new authority, under members that go on running."""
+"""`tiebreak cluster rotate-certificates`: new certificates, or a new authority, under a cluster that goes on."""
 
 import ipaddress
 import time
@@ -35,7 +35,7 @@ class Rotation:
         others = {path.stem for path in self.certs.glob("*.crt")} - {"ca", "ca-next", *members}
         self.names = [*members, *sorted(others, key=lambda name: (not name.startswith(GATEWAY_PREFIX), name))]
         self.here = all(_is_loopback(member.peer_host) for member in self.topology.members)
-        if unknown := set(without) - set(members):
+        if unknown := set(without) - {*members, *self._launcher.gateways}:
             raise CliError(f"--without {', '.join(sorted(unknown))}: the members are {', '.join(members)}")
 
     def members(self, names: list[str]) -> list[str]:
@@ -81,10 +81,11 @@ class Rotation:
             )
 
     def wait(self) -> dict[str, str]:
-        """Members that do not use the files of this folder, and why we think so; empty: all do that run."""
+        """Members and gateways that do not use the files of this folder, and why we think so; empty: none of them."""
         until = time.monotonic() + (ADOPTED_TIMEOUT_S if self.here else 0)
+        asked = [*self.topology.members, *self._launcher.gateways.values()]
         while True:
-            late = {member.name: state for member in self.topology.members if (state := self._state(member))}
+            late = {member.name: state for member in asked if (state := self._state(member))}
             if not late or time.monotonic() > until:
                 return late
             time.sleep(POLL_S)
@@ -95,8 +96,11 @@ class Rotation:
         if member.name in self._without:
             return ""
         seen = look(self.certs, member.name, (member.peer_host, member.peer_port))
-        if not seen.answered and self.here and self._launcher.running(member.name) is None:
-            return ""  # reads its files when it is started
+        # Who does not run reads its files when it is started. Elsewhere a gateway may be away without being named: it
+        # decides nothing, and one that was forgotten says so by not linking.
+        is_gateway = member.name in self._launcher.gateways
+        if not seen.answered and (is_gateway or self.here) and self._launcher.running(member.name) is None:
+            return ""
         return _wrong(seen, member)
 
 
@@ -142,10 +146,10 @@ def rotate_certificates(
     as_json: Json = False,
     where: Cluster = DEFAULT_CLUSTER,
 ) -> None:
-    """Make new certificates; running members take them within seconds, link by link, and nothing stops.
+    """Make new certificates; running members and gateways take them within seconds, link by link, and nothing stops.
 
-    Run it where DIR/certs/ca.key is kept. Members on this machine read DIR/certs themselves, and the command waits
-    until they use the new files; for members elsewhere it says which files to copy.
+    Run it where DIR/certs/ca.key is kept. Members and gateways on this machine read DIR/certs themselves, and the
+    command waits until they use the new files; for members elsewhere it says which files to copy.
 
     A new authority comes in three steps: trust (members trust the old and the new one), sign (all certificates are made
     anew by the new one), drop (the old one is worth nothing). With all members on this machine all steps are done at
@@ -171,7 +175,7 @@ def rotate_certificates(
     if as_json:
         print_json({"steps": done, "files": [str(rotation.certs / name) for name in copies], "late": late})
     elif rotation.here and not late:
-        say("in use by all members that run; gateways read theirs when they start")
+        say("in use by all members and gateways that run")
     elif not rotation.here:
         for name in copies:
             typer.echo(str(rotation.certs / name))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.folder import ClusterFolder, FolderError, create
+from cluster.folder import ClusterFolder, FolderError, create, renew_gateway_token, wants_renewal
 from cluster.launcher import READY_TIMEOUT_MS, STOP_TIMEOUT_MS, Launcher, LaunchError
 from cluster.topology import TIMINGS
 from node.cli.output import err, print_json, print_table, say
@@ -73,6 +73,9 @@ def init(
     timing: Annotated[
         Network, typer.Option(help="How long members wait for each other: lan, or wan for sites up to 100 ms apart.")
     ] = Network.lan,
+    api_tls: Annotated[
+        bool, typer.Option("--api-tls", help="Members and gateways serve HTTPS, by the cluster's own authority.")
+    ] = False,
     as_json: Json = False,
     where: Cluster = DEFAULT_CLUSTER,
 ) -> None:
@@ -84,10 +87,15 @@ def init(
 
     Example: tiebreak cluster init ./tiebreak-cluster --shape 1+1+1 --base-port 7700
 
+    With --api-tls all that clients speak to is https, and gateways ask nodes over it; commands trust DIR/certs/ca.crt,
+    other programs are told to (curl --cacert).
+
     Example: tiebreak cluster init --shape 2+2+1 --timing wan
+
+    Example: tiebreak cluster init --api-tls
     """
     root = folder if folder is not None else where
-    topology = create(root, shape=shape.value, base_port=base_port, timing=TIMINGS[timing])
+    topology = create(root, shape=shape.value, base_port=base_port, timing=TIMINGS[timing], api_tls=api_tls)
     if as_json:
         print_json({"folder": str(root.resolve()), "topology": topology})
         return
@@ -99,7 +107,7 @@ def init(
                 m.site,
                 str(m.role),
                 f"{m.peer_host}:{m.peer_port}",
-                f"http://{m.api_host}:{m.api_port}",
+                f"{'https' if api_tls else 'http'}://{m.api_host}:{m.api_port}",
             )
             for m in topology.members
         ],
@@ -117,7 +125,8 @@ def start(
 ) -> None:
     """Start members, then gateways, as processes of this machine and wait until they are ready.
 
-    Those that run are left alone. Logs go to DIR/log/NAME.log.
+    Those that run are left alone. Logs go to DIR/log/NAME.log. The token that gateways ask nodes with is made anew in
+    the second half of its life.
 
     Example: tiebreak up
 
@@ -125,6 +134,9 @@ def start(
     """
     launcher = Launcher(ClusterFolder(where))
     names = _named(launcher, members)
+    if any(name in launcher.gateways for name in names) and wants_renewal(launcher.folder):
+        renew_gateway_token(launcher.folder)
+        say("[dim]the gateways' token was in the second half of its life; they have a new one[/]")
     ran_already = {name for name in names if launcher.running(name) is not None}
     pids: dict[str, int] = {}
     ready: dict[str, int] = {}

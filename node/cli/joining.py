@@ -130,9 +130,12 @@ def _address(option: str, text: str) -> tuple[str, int]:
 
 
 @contextmanager
-def files_of(folder: ClusterFolder, name: str) -> Iterator[None]:
-    """Certificate and file of a member; what was made here goes again when the cluster refuses the member."""
-    made: list[Path] = add_member(folder, name)
+def files_of(folder: ClusterFolder, name: str, host: str) -> Iterator[None]:
+    """Certificates and file of a member; what was made here goes again when the cluster refuses the member.
+
+    host: where clients find it.
+    """
+    made: list[Path] = add_member(folder, name, host=host)
     try:
         yield
     except ReadRefused:

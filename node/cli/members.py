@@ -135,7 +135,7 @@ async def _add(
     folder = session.folder
     there = joining.of_view(await client.cluster_members(), name)
     member = joining.plan(folder, name, there, site=site, role=role, standing=standing, peer=peer, api=api)
-    with joining.files_of(folder, name):
+    with joining.files_of(folder, name, member.api_host):
         view = await client.add_member(member)
     joining.save(folder, view)
     return view

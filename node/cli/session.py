@@ -152,12 +152,20 @@ class Session:
             ]
         token = self.bearer(role, account)
         try:
-            tls = ssl.create_default_context(cafile=self.ca) if self.ca or self._cert else None
+            ca = self.ca or (self.folder.certs / "ca.crt" if self._is_https else None)
+            tls = ssl.create_default_context(cafile=ca) if ca or self._cert else None
             if tls is not None and self._cert is not None:
                 tls.load_cert_chain(self._cert, self._cert.with_suffix(".key"))
             return Client(members, token=token, timeout_ms=self._timeout_ms, tls=tls, stamp=not self._keyed)
         except (ValueError, OSError) as error:
             raise CliError(str(error)) from error
+
+    @property
+    def _is_https(self) -> bool:
+        """Some member of the folder serves https: by the folder's own authority, unless --ca names another."""
+        if self._urls:
+            return False
+        return any(self.folder.scheme(member.name) == "https" for member in self.folder.topology().members)
 
     def bearer(self, role: str, account: str = "") -> str:
         """--token, or one made with the folder's key. Raises CliError."""

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -13,7 +14,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.folder import ClusterFolder, FolderError, add_member, create, next_ports
+from cluster.certificates import make_certificate, read_certificates
+from cluster.folder import (
+    ClusterFolder,
+    FolderError,
+    add_member,
+    create,
+    next_ports,
+    renew_gateway_token,
+    token_life_s,
+    wants_renewal,
+)
 from cluster.launcher import DiedAtStart, Launcher, NotReady, PortInUse, Process, run_down
 from cluster.topology import InvalidTopology
 from tests.cluster.fake_node import free_port
@@ -184,6 +195,74 @@ def test_who_is_no_member_any_more_is_found_and_stopped(launcher: Launcher) -> N
     assert (sorted(launcher.members), launcher.left_over) == (["dc-a", "tiebreaker"], ["dc-b"])
     assert Launcher(launcher.folder, program=PROGRAM).stop(["dc-b"]) == {"dc-b": "stopped"}
     assert launcher.left_over == []
+
+
+def test_a_cluster_that_serves_https_has_certificates_that_name_its_hosts(tmp_path: Path) -> None:
+    create(tmp_path / "c", base_port=9_000, api_tls=True)
+    folder = ClusterFolder(tmp_path / "c")
+    names = ["dc-a", "dc-b", "tiebreaker", "gateway-dc-a", "gateway-dc-b"]
+    for name in names:
+        check_server(folder, f"api-{name}")
+    assert {folder.scheme(name) for name in names[:3]} == {"https"}
+    assert {folder.gateway_listen(name)[3] for name in names[3:]} == {"https"}
+    text = folder.config("gateway-dc-b").read_text()
+    assert '"https://127.0.0.1:9011", "https://127.0.0.1:9010"' in text and '\nca = "../certs/ca.crt"' in text
+    # Made anew, it names the same hosts; a member that joins has one too.
+    before = serial_of(folder, "api-dc-a")
+    make_certificate(folder.certs, "api-dc-a")
+    assert serial_of(folder, "api-dc-a") != before
+    check_server(folder, "api-dc-a")
+    made = add_member(folder, "dc-c", host="127.0.0.7")
+    assert "api-dc-c.key" in [path.name for path in made]
+    check_server(folder, "api-dc-c", "127.0.0.7")
+    assert folder.scheme("dc-c") == "https"
+
+
+def serial_of(folder: ClusterFolder, name: str) -> int:
+    return read_certificates(folder.certs / f"{name}.crt")[0].serial_number
+
+
+def check_server(folder: ClusterFolder, name: str, host: str = "127.0.0.1") -> None:
+    """A client that trusts the authority takes this certificate for this host, and for no other."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder.certs / f"{name}.crt", folder.certs / f"{name}.key")
+    client = ssl.create_default_context(cafile=folder.certs / "ca.crt")
+    for wanted, fits in ((host, True), ("localhost", True), ("10.1.2.3", False)):
+        ours, theirs = ssl.MemoryBIO(), ssl.MemoryBIO()
+        dialing = client.wrap_bio(theirs, ours, server_hostname=wanted)
+        serving = server.wrap_bio(ours, theirs, server_side=True)
+        taken = True
+        for _ in range(3):
+            for side in (dialing, serving):
+                try:
+                    side.do_handshake()
+                except ssl.SSLWantReadError:
+                    continue
+                except ssl.SSLCertVerificationError:
+                    taken = False
+            if not taken:
+                break
+        assert taken is fits, (name, wanted)
+
+
+def test_the_gateways_token_has_a_life_and_is_renewed_in_its_second_half(tmp_path: Path) -> None:
+    create(tmp_path / "c", base_port=9_000)
+    folder = ClusterFolder(tmp_path / "c")
+    began_s, ends_s = token_life_s(folder.gateway_token) or (0.0, 0.0)
+    assert abs(ends_s - began_s - 90 * 86_400) < 1 and abs(time.time() - began_s) < 60
+    assert not wants_renewal(folder)
+    first = folder.gateway_token.read_bytes()
+    assert renew_gateway_token(folder, days=1) - time.time() < 86_401
+    assert folder.gateway_token.read_bytes() != first and stat.S_IMODE(folder.gateway_token.stat().st_mode) == 0o600
+    assert not wants_renewal(folder)
+    renew_gateway_token(folder, days=0)
+    assert wants_renewal(folder)
+    folder.gateway_token.write_text("not a token")
+    assert token_life_s(folder.gateway_token) is None and wants_renewal(folder)
+    folder.token_key.unlink()
+    assert not wants_renewal(folder), "nothing to renew it with"
+    with pytest.raises(FolderError, match=r"token\.key"):
+        renew_gateway_token(folder)
 
 
 def test_one_more_member_has_files_of_its_own_and_ports_that_nobody_has(launcher: Launcher) -> None:

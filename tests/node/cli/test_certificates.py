@@ -13,6 +13,7 @@ import pytest
 from cluster.certificates import issued_by, make_certificate, read_certificates
 from cluster.folder import ClusterFolder
 from cluster.launcher import Launcher, run_down
+from cluster.rotation import look
 from tests.cluster.test_launcher import free_ports
 from tests.node.cli.test_end_to_end import User
 
@@ -72,6 +73,9 @@ def test_running_members_take_new_certificates_and_a_new_authority(user: User, f
     assert sorted(path.name for path in (folder / "certs").glob("ca*")) == ["ca.crt", "ca.key"]
     user.does("asset add EUR --scale 2")
     assert leading(user) == before
+    for name, place in Launcher(ClusterFolder(folder)).gateways.items():
+        seen = look(folder / "certs", name, (place.peer_host, place.peer_port))
+        assert (seen.answered, seen.current, seen.trusts) == (True, True, True), name
     for key in (folder / "certs").glob("*.key"):
         assert key.stat().st_mode & 0o777 == 0o600
 
