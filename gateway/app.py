@@ -59,7 +59,7 @@ class App:
         self._unix: asyncio.Server | None = None
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._draining = False
+        self._draining = self._stopped = False
 
     @property
     def stream_limits(self) -> StreamLimits:
@@ -189,7 +189,10 @@ class App:
         await self.stop()
 
     async def stop(self) -> None:
-        """End everything, whatever of it was begun."""
+        """End everything, whatever of it was begun; once."""
+        if self._stopped:
+            return
+        self._stopped = True
         await end(*self._tasks)
         await self._listener.close()
         if self._unix is not None:

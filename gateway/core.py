@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import structlog
 
+from cluster.folder import token_life_s
 from gateway.alerts.fills import Fill, Fills
 from gateway.alerts.service import Alerts
 from gateway.cache.keeper import QuoteKeeper
@@ -41,6 +42,7 @@ from gateway.notify.notice import Notice
 from gateway.notify.notifier import Notifier
 from gateway.notify.webhook import ProviderSender, Sender, WebhookSender
 from gateway.prefs.fields import Channel
+from gateway.prefs.keys import SealKeys
 from gateway.prefs.link import Sites
 from gateway.prefs.seal import read_keyring
 from gateway.prefs.service import Prefs
@@ -51,6 +53,7 @@ from gateway.projection.host import Projection
 from gateway.projection.projector import Batch
 from gateway.sources import Source, make_source
 from gateway.tasks import end
+from gateway.views.basis import Basis
 from gateway.views.history import History
 from gateway.views.leaderboard import Leaderboard
 from gateway.views.portfolio import Portfolios
@@ -61,6 +64,7 @@ ALIVE_S = 0.25
 FLUSH_S = 0.1
 SYNC_S = 1.0
 TIDY_S = 3_600.0
+TOKEN_WARN_S = 14 * 86_400
 BACK_BYTES_MAX = 64 << 20
 """Of the tick log, read at the start: about a million ticks."""
 FOLLOWED_MS_MAX = 2_500
@@ -102,6 +106,7 @@ class Core:
         self.store = Store(data / "prefs", cluster_id=config.cluster_id, site=config.site)
         keyring = read_keyring(config.seal_keys)
         self.prefs = Prefs(self.store, keyring)
+        self.seal_keys = SealKeys(config.seal_keys, keyring, self.prefs)
         self.leaderboard = Leaderboard(
             self.accounts.accounts, self.marks.price, hidden=self.prefs.hidden_from_leaderboard
         )
@@ -109,6 +114,7 @@ class Core:
         self.cache_server: CacheServer | None = None
         self.rates: CacheRates | None = None
         self.quotes: QuoteKeeper
+        self.basis: Basis
         self._ranked = asyncio.Event()
         self.leaderboard.on_tables = self._tables_are_new
         self._cache_client: Any = None
@@ -160,6 +166,7 @@ class Core:
         self.projection = Projection(projectors, cache)
         self.projection.on_batch += [self._fills_of, self.history.apply]
         self.projection.on_reset.append(self.history.reset)
+        self.projection.on_rebuilt.append(lambda position: self.portfolios.rebuilt(position.index))
         if await self.projection.start_from_cache():
             self.books.begin_with(self.accounts.orders.values())
             self.books.show_all(now_us())
@@ -168,6 +175,10 @@ class Core:
             self.session, lambda: config.nodes.addresses, self.node_token, self.projection, tls=self.node_tls
         )
         self.quotes = QuoteKeeper(self.market, CacheQuotes(self._cache_client, config.cluster_id))
+        self.basis = Basis(
+            self.session, lambda: config.nodes.addresses, self.node_token, self.portfolios, self.accounts.instruments,
+            tls=self.node_tls,
+        )  # fmt: skip
         await self._take_bars_back()
         await self.quotes.load()
         await self.alerts.start()
@@ -178,10 +189,13 @@ class Core:
         self._run("follower", self.follower.run())
         self._run("cache", self.projection.keep_cache())
         self._run("quotes", self.quotes.run())
+        self._run("basis", self.basis.run())
         self._run("leaderboard", self.leaderboard.run())
         self._run("ranks", self._keep_ranks(CacheRanks(self._cache_client, scope)))
         self._run("alive", self._say_alive())
         self._run("certificates", self.identity.run())
+        self._run("seal keys", self.seal_keys.run())
+        self._run("token", self._watch_token())
         self._run("ticklog", self._keep_ticklog())
         self._run("finished days", self._tidy_days())
         for source in self.sources:
@@ -211,6 +225,23 @@ class Core:
             await self.cache_server.stop()
         self.market.close()
         await self.store.close()
+
+    def token_ends_in_s(self) -> int | None:
+        """Until the token ends that nodes are asked with; None: the file says nothing of it."""
+        life = token_life_s(self.config.token_file)
+        return int(life[1] - time.time()) if life is not None else None
+
+    async def _watch_token(self) -> None:
+        """Say once a day that the token ends soon."""
+        while True:
+            left_s = self.token_ends_in_s()
+            if left_s is None or left_s < TOKEN_WARN_S:
+                log.warning(
+                    "the token that nodes are asked with ends soon: `tiebreak gateway renew-token` makes another",
+                    days=None if left_s is None else round(left_s / 86_400, 1),
+                    file=str(self.config.token_file),
+                )
+            await asyncio.sleep(86_400)
 
     def node_tls(self) -> ssl.SSLContext | bool:
         """For each request to a node: whom to trust now and, where nodes ask for one, our certificate of now."""

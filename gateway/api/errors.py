@@ -63,6 +63,14 @@ class NoParquet(NodeError):
     error = "no_parquet"
 
 
+class KeyNotInUse(NodeError):
+    """This gateway does not seal with that key; nothing was sealed anew."""
+
+    status = 409
+    number = 1056
+    error = "key_not_in_use"
+
+
 _NUMBERS = {
     "invalid_field": errors.InvalidField.number,
     "not_found": errors.NotFound.number,

@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
+from gateway.api.keys import SealAnew
 from gateway.api.prefs import AlertBody, Letters
 from gateway.prefs.fields import Preferences
 
@@ -78,6 +79,8 @@ TABLE = (
     Line("post", "/v1/notifications/dead-letters/redrive", "Send these again", {}, ("operator",), Letters),
     Line("post", "/v1/notifications/dead-letters/forget", "Throw these away", {}, ("operator",), Letters),
     Line("get", "/v1/gateway", "How this gateway is"),
+    Line("get", "/v1/gateway/keys", "Which keys seal contacts and secrets", {}, ("operator",)),
+    Line("post", "/v1/gateway/keys/seal-anew", "Seal all under the newest key", {}, ("operator",), SealAnew),
     Line("get", "/healthz", "The process answers", {}, ()),
     Line("get", "/readyz", "It takes traffic", {}, ()),
     Line("get", "/metrics", "For Prometheus", {}, (), None, "text/plain"),

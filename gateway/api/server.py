@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import aiohttp
 from aiohttp import web
 
-from gateway.api import history, market, openapi, portfolio, prefs, ranking, status
+from gateway.api import history, keys, market, openapi, portfolio, prefs, ranking, status
 from gateway.api.context import CORE, COUNTS, METRICS, RELAY
 from gateway.api.guard import STREAM_PATH, Handler, middlewares
 from gateway.api.metrics import Metrics, Rows
@@ -68,7 +68,7 @@ class Api:
             middlewares=middlewares(authenticator(core), self.rates, bounds), client_max_size=bounds.body_bytes_max + 1
         )
         app[CORE], app[METRICS], app[RELAY], app[COUNTS] = core, self.metrics, self.relay, counts
-        for module in (market, portfolio, history, ranking, prefs, status, openapi):
+        for module in (market, portfolio, history, ranking, prefs, keys, status, openapi):
             app.add_routes(module.ROUTES)
         for path in RELAYED:
             app.router.add_route("*", f"/v1/{path}", self._relayed)
@@ -125,6 +125,9 @@ class Api:
             ("state",),
             lambda: {(projection.standing.cache.split(":", 1)[0],): 1.0},
         )
+        unknown = core.portfolios.unknown
+        watch("tiebreak_gateway_basis_pending", "Accounts whose lots wait for their cost", lambda: len(unknown))
+        rows("tiebreak_gateway_basis", "Pasts asked for", ("what",), _counts(core.basis.counters), is_count=True)
         kept = core.quotes.counts
         watch("tiebreak_gateway_quotes_lag_seconds", "From receipt to cache, at most", lambda: kept.lag_ms / 1000)
         rows(
@@ -162,6 +165,11 @@ class Api:
             ("tiebreak_gateway_identity", "New certificate files", core.identity.counters),
         ):
             rows(name, text, ("what",), _counts(counters), is_count=True)
+        watch(
+            "tiebreak_gateway_node_token_expiry_seconds",
+            "Until the token ends that nodes are asked with; below 0: it has, or it can't be read",
+            lambda: float(-1 if (left_s := core.token_ends_in_s()) is None else left_s),
+        )
         watch("tiebreak_gateway_outbox", "Notices that wait", lambda: core.dispatcher.waiting)
         rows(
             "tiebreak_gateway_site_linked",

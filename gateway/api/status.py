@@ -51,6 +51,7 @@ def status_of(core: Core, counts: Counts) -> dict[str, Any]:
         "follows": core.follower.node,
         "feeds": {source.name: source.state for source in core.sources},
         "symbols": sum(1 for _ in core.market.nbbo.symbols()),
+        "token_ends_in_s": core.token_ends_in_s(),
         "market_age_ms": min(venues.values(), default=-1),
         "venues": venues,
         "streams": int(total(counts, "connections")),

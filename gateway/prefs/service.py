@@ -1,8 +1,11 @@
 """What the API asks of preferences and alerts: checked, written under one stamp, synced before the answer."""
 
+import asyncio
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from msgspec import Struct, structs
@@ -16,6 +19,8 @@ from gateway.prefs.seal import Keyring, NotOpened
 from gateway.prefs.store import Change, Store, Writing
 
 KNOWN_MAX = 20_000
+TURN = 200
+"""So many documents are looked at, or sealed anew, at once."""
 
 
 class Alert(Struct, frozen=True):
@@ -141,19 +146,41 @@ class Prefs:
 
         await self._store.write(work, frees=True)
 
+    def keys_changed(self) -> None:
+        """The keyring has others: what could not be opened is tried again."""
+        self._known.clear()
+
+    async def sealed_under(self) -> dict[int, int]:
+        """By the number of a key, how many documents have a value under it."""
+        found: Counter[int] = Counter()
+        for place, (_, document) in enumerate(self._store.documents()):
+            found.update(set(self._numbers(document)))
+            if place % TURN == TURN - 1:
+                await asyncio.sleep(0)
+        return dict(sorted(found.items()))
+
     async def seal_anew(self) -> int:
         """Seal under the newest key what is sealed under older ones, and count the documents. A write keeps its stamp,
         so this wins against no user's. When both sites have done it, older keys may leave the key file."""
-        old = [user for user, document in self._store.documents() if self._is_old(document)]
-        for user in old:
-            await self._store.write(lambda writing, user=user: self._reseal(writing, user))  # type: ignore[misc]
+        newest = self._keyring.newest
+        old: list[str] = []
+        for place, (user, document) in enumerate(self._store.documents()):
+            if any(number != newest for number in self._numbers(document)):
+                old.append(user)
+            if place % TURN == TURN - 1:
+                await asyncio.sleep(0)
+        for begin in range(0, len(old), TURN):
+            # Together, for they share a sync; in parts, for users' own writes have their turn between.
+            work = [partial(self._reseal, user=user) for user in old[begin : begin + TURN]]
+            await asyncio.gather(*(self._store.write(one) for one in work))
         return len(old)
 
-    def _is_old(self, document: Document) -> bool:
-        return any(
-            name in fields.SEALED and register.value is not None and self._keyring.is_old(register.value)
+    def _numbers(self, document: Document) -> list[int]:
+        return [
+            self._keyring.number_of(register.value)
             for name, register in document.fields.items()
-        )
+            if name in fields.SEALED and register.value is not None
+        ]
 
     def _reseal(self, writing: Writing, user: str) -> None:
         document = writing.document(user)

@@ -5,19 +5,23 @@ from pathlib import Path
 
 from cluster.folder import ClusterFolder, create
 from node.cli.status_gateways import ask_all, judge_gateways
-from tests.gateway.api.sites import market, until
+from tests.gateway.api.sites import Site, market, until
 from tests.node.solo import token
 
 
+def at_ports_of(made: list[Site], root: Path) -> ClusterFolder:
+    """A cluster's folder whose gateways are these."""
+    create(root, base_port=20_000)
+    folder = ClusterFolder(root)
+    for site in made:
+        path = folder.config(f"gateway-{site.config.site}")
+        path.write_text(re.sub(r"(?m)^port = 2\d+$", f"port = {site.config.listen.port}", path.read_text(), count=1))
+    return folder
+
+
 async def test_gateways_are_seen_as_they_are(tmp_path: Path) -> None:
-    create(tmp_path / "c", base_port=20_000)
-    folder = ClusterFolder(tmp_path / "c")
     async with market(tmp_path / "node", count=2) as (_, made):
-        for site in made:
-            path = folder.config(f"gateway-{site.config.site}")
-            path.write_text(
-                re.sub(r"(?m)^port = 2\d+$", f"port = {site.config.listen.port}", path.read_text(), count=1)
-            )
+        folder = at_ports_of(made, tmp_path / "c")
         await until(lambda: all(one["linked"] for site in made for one in site.core.sites.status().values()))
         made[0].quote("AAPL", "189.98", "190.02")
         bearer = token("auditor")

@@ -9,7 +9,18 @@ from gateway.prefs.crdt import EMPTY, Register, with_fields
 from gateway.prefs.errors import InvalidPreference
 from gateway.prefs.fields import DEFAULTS, HIDDEN, SEALED, Channel, QuietHours, about, checked, read, shown, stored
 from gateway.prefs.hlc import Stamp
-from gateway.prefs.seal import KEYS_MAX, KeyFileRefused, Keyring, NotOpened, add_key, make_key_file, read_keyring
+from gateway.prefs.seal import (
+    KEYS_MAX,
+    KeyFileRefused,
+    Keyring,
+    NotOpened,
+    add_key,
+    drop_older,
+    make_key_file,
+    read_keyring,
+    read_keys,
+    use_newest,
+)
 
 NOW = Stamp(1, 0, "dc-a.1")
 OLD, NEW = b"o" * 32, b"n" * 32
@@ -149,11 +160,23 @@ def test_a_key_file_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> 
     sealed = read_keyring(path).seal(b"x", "ann/email")
     with pytest.raises(FileExistsError):
         make_key_file(path)
-    assert add_key(path) == 2
-    assert path.stat().st_mode & 0o777 == 0o600
-    ring = read_keyring(path)
-    assert ring.newest == 2
+    for _ in range(2):  # the second time it waits already
+        assert add_key(path) == 2
+        assert path.stat().st_mode & 0o777 == 0o600
+        ring = read_keyring(path)
+        assert (ring.newest, ring.numbers) == (1, [1, 2])
+        assert drop_older(path) == []
+    under_2 = Keyring({2: read_keys(path)[0][2]}).seal(b"y", "ann/email")
+    assert ring.open(under_2, "ann/email") == b"y"  # another gateway may seal with it already
+    for _ in range(2):
+        assert use_newest(path) == 2
+        ring = read_keyring(path)
+        assert (ring.newest, ring.number_of(ring.seal(b"x", "ann/email"))) == (2, 2)
     assert ring.open(sealed, "ann/email") == b"x"
+    assert [drop_older(path), drop_older(path)] == [[1], []]
+    assert read_keyring(path).numbers == [2]
+    with pytest.raises(NotOpened):
+        read_keyring(path).open(sealed, "ann/email")
     path.chmod(0o640)
     with pytest.raises(KeyFileRefused, match="chmod 600"):
         read_keyring(path)
@@ -164,11 +187,15 @@ def test_keys_do_not_pile_up(tmp_path: Path) -> None:
     make_key_file(path)
     for _ in range(KEYS_MAX - 1):
         add_key(path)
+        use_newest(path)
     with pytest.raises(KeyFileRefused, match="16 keys"):
         add_key(path)
 
 
-@pytest.mark.parametrize("text", ["", "1\n", "1 zz\n", "1 00\n", f"0 {'00' * 32}\n", f"1 {'00' * 32}\n" * 2, "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "1\n", "1 zz\n", "1 00\n", f"0 {'00' * 32}\n", f"1 {'00' * 32}\n" * 2, f"1 {'00' * 32} waits\n", "\xff"],
+)
 def test_a_file_that_is_not_as_it_should_be_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "gateway.key"
     path.write_bytes(text.encode("latin-1"))
