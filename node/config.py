@@ -313,7 +313,8 @@ def _check_across(file: MemberFile, topology: Topology) -> None:
 
 def _dialed(me: str, name: str, address: str, topology: Topology) -> tuple[str, int]:
     others = [member.name for member in topology.others(me)]
-    if name not in others:
+    # Once members came or went, one that is named here may have been removed, or be added yet.
+    if name == me or (name not in others and not topology.configuration_index):
         raise InvalidConfig(f"dial.{name} = {address!r}: the other members are {', '.join(others)}")
     host, _, port = address.rpartition(":")
     if not (host and port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):

@@ -13,17 +13,21 @@ from typing import Any, Self
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from chaos.live.asking import Answer, get
 from chaos.live.children import Child, gone, must_go
 from chaos.live.programs import ARCHIVE, SHIPPED, STOCK, program
-from chaos.live.wiring import CACHE_PREFIX, HOST, VENUE, Settings, Wiring, make
+from chaos.live.wiring import CACHE_PREFIX, HOST, VENUE, Settings, Wiring, make, widen
 from chaos.net.links import Link, Network
+from cluster.client import Client, members_of
 from cluster.folder import ClusterFolder
 from cluster.launcher import READY_TIMEOUT_MS, STOP_TIMEOUT_MS, DiedAtStart, Launcher, NotReady
 from cluster.topology import GATEWAY_PREFIX, MemberRole
+from cluster.wire import AddMember
 from gateway.cache.server import find_server
 from node.auth import issue_token
+from node.cli.joining import topology_of
 
 STATUS_TIMEOUT_S = 1.0
 POLL_S = 0.05
@@ -73,9 +77,10 @@ class Bed:
         self.wiring: Wiring = make(root, self.settings)
         self.folder: ClusterFolder = self.wiring.folder
         self.launcher = Launcher(self.folder)
-        self._sites = {member.name: member.site for member in self.wiring.topology.members}
-        key = self.folder.token_key.read_text("ascii")
-        self._auditor = issue_token(key, subject="chaos-bed", role="auditor", lifetime_s=TOKEN_S)
+        self.links: list[Link] = list(self.wiring.links)
+        self._topology = self.wiring.topology
+        self._added = 0
+        self._auditor = self._token("auditor")
         self._children = {child.name: child for child in self._helpers(seed)}
 
     def _helpers(self, seed: int) -> list[Child]:
@@ -130,16 +135,12 @@ class Bed:
     # ---- who there is ----
 
     @property
-    def links(self) -> list[Link]:
-        return self.wiring.links
-
-    @property
     def members(self) -> list[str]:
-        return [member.name for member in self.wiring.topology.members]
+        return [member.name for member in self._topology.members]
 
     @property
     def replicas(self) -> list[str]:
-        return [member.name for member in self.wiring.topology.members if member.role is MemberRole.replica]
+        return [member.name for member in self._topology.members if member.role is MemberRole.replica]
 
     @property
     def gateways(self) -> list[str]:
@@ -155,7 +156,7 @@ class Bed:
         for prefix in (GATEWAY_PREFIX, CACHE_PREFIX):
             if name.startswith(prefix):
                 return name.removeprefix(prefix)
-        return self._sites[name]
+        return self._topology.member(name).site
 
     def folder_of(self, name: str) -> Path:
         return self.settings.disks.get(name) or self.folder.data(name)
@@ -270,6 +271,41 @@ class Bed:
         await must_go(name, pid)
         if self.pid(name) is None and name not in self._children:
             self.launcher.stop([name], timeout_ms=0)  # forgets its pid
+
+    # ---- members that come and go ----
+
+    def _token(self, role: str, accounts: Sequence[str] = ()) -> str:
+        key = self.folder.token_key.read_text("ascii")
+        return issue_token(key, subject="chaos-bed", role=role, accounts=accounts, lifetime_s=TOKEN_S)
+
+    def operator(self) -> Client:
+        return Client(members_of(self.folder.topology_path), token=self._token("operator"))
+
+    async def make_member(self, name: str, *, like: str) -> AddMember:
+        """See Target. Raises NoPorts, NotCut: the network takes no more links; or ValueError: its name sorts too early.
+
+        At most three in one run.
+        """
+        asked, links = widen(self.wiring, self.settings, name, like=like, number=self._added)
+        self._added += 1
+        await self.network.add(links)
+        self.links += links
+        self._look_again()
+        return asked
+
+    async def forget_member(self, name: str) -> None:
+        await self.kill(name)
+        topology = self.folder.topology()
+        async with self.operator() as client:
+            view = await client.cluster_members()
+        gone = replace(topology, members=[member for member in topology.members if member.name != name])
+        self.folder.save(topology_of(gone, view))
+        self.links = [link for link in self.links if name not in (link.dialer, link.target)]
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._topology = self.folder.topology()
+        self.launcher.look_again()
 
     async def wipe(self, name: str) -> None:
         """See Target; the folder itself stays, since a disk may be mounted there."""

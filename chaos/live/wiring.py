@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from chaos.live import profile
 from chaos.net.links import Kind, Link
@@ -17,14 +18,19 @@ from cluster.folder import (
     GATEWAY_PORT_OFFSET,
     SHAPES,
     ClusterFolder,
+    add_member,
 )
 from cluster.launcher import ports_free
-from cluster.topology import GATEWAY_PREFIX, Member, MemberRole, Timing, Topology
+from cluster.topology import GATEWAY_PREFIX, Member, MemberRole, Standing, Timing, Topology
+from cluster.wire import AddMember
 
 HOST = "127.0.0.1"
 PORTS = 100
 """What one bed takes, in a row from its base port: members and gateways as in any cluster, then these."""
 PROXY_OFFSET = 30
+ADDED_MAX = 3
+PEERS_MAX = 5
+"""Ports are kept for so many more members, each with so many links."""
 CACHE_OFFSET = 70
 VENUE_OFFSET = 80
 BASE_PORTS = range(10_000, 32_600, PORTS)
@@ -88,6 +94,61 @@ def make(root: Path, settings: Settings) -> Wiring:
     return _Maker(ClusterFolder(root), topology, settings, base_port).wiring()
 
 
+def widen(wiring: Wiring, settings: Settings, name: str, *, like: str, number: int) -> tuple[AddMember, list[Link]]:
+    """Write the files of one more member at the site and with the role of another, and name its links: all its own.
+
+    number: how many were added before. The topology has it as a learner from now on. Raises ValueError: its name does
+    not sort last, so others would have to dial it; or NoPorts.
+    """
+    folder, topology = wiring.folder, wiring.folder.topology()
+    if (last := max(member.name for member in topology.members)) >= name:
+        raise ValueError(f"{name} does not sort after {last}, which would dial it and knows of no proxy")
+    base_port = min(member.peer_port for member in wiring.topology.members)
+    peer_port = base_port + len(wiring.topology.members) + number
+    first_proxy = base_port + PROXY_OFFSET + len(wiring.links) + number * PEERS_MAX
+    ports = [peer_port, peer_port + API_PORT_OFFSET, *range(first_proxy, first_proxy + len(topology.members))]
+    if number >= ADDED_MAX or not ports_free(HOST, *ports):
+        raise NoPorts(f"no ports are left for {name}, the {number + 1}. member that is added")
+    there = topology.member(like)
+    new = Member(
+        name=name,
+        site=there.site,
+        role=there.role,
+        peer_host=HOST,
+        peer_port=peer_port,
+        api_host=HOST,
+        api_port=peer_port + API_PORT_OFFSET,
+        standing=Standing.learner,
+    )
+    add_member(folder, name)
+    links = [
+        Link(f"{name}->{other.name}", "peer", name, other.name, (HOST, port), (other.peer_host, other.peer_port))
+        for port, other in enumerate(topology.members, first_proxy)
+    ]
+    write_member(folder.config(name), name, settings, {link.target: link.listen for link in links})
+    folder.save(replace(topology, members=[*topology.members, new]))
+    asked = AddMember(
+        name=name,
+        site=new.site,
+        role=new.role.value,
+        peer_host=HOST,
+        peer_port=new.peer_port,
+        api_host=HOST,
+        api_port=new.api_port,
+    )
+    return asked, links
+
+
+def write_member(path: Path, name: str, settings: Settings, dial: Mapping[str, tuple[str, int]]) -> None:
+    """Put settings and proxies into a member's file that was just made."""
+    limits = {**settings.limits, **(profile.TRIM_OFTEN if settings.trim_often else {})}
+    text = _with(_with(path.read_text("utf-8"), "timing", settings.member_timing), "limits", limits)
+    if name in settings.disks:
+        text = _replaced(text, f'data_dir = "../data/{name}"', _line("data_dir", settings.disks[name]))
+    lines = [_line(target, f"{host}:{port}") for target, (host, port) in dial.items()]
+    path.write_text("\n".join([text, "[dial]", *lines, ""]), "utf-8")
+
+
 def free_base_port(*, members: int) -> int:
     """Raises NoPorts."""
     draws = list(BASE_PORTS)
@@ -132,21 +193,13 @@ class _Maker:
         return listen
 
     def _write_member(self, member: Member) -> None:
-        settings, path = self._settings, self._folder.config(member.name)
-        limits = {**settings.limits, **(profile.TRIM_OFTEN if settings.trim_often else {})}
-        text = _with(_with(path.read_text("utf-8"), "timing", settings.member_timing), "limits", limits)
-        if member.name in settings.disks:
-            text = _replaced(
-                text, f'data_dir = "../data/{member.name}"', _line("data_dir", settings.disks[member.name])
-            )
         # Of each pair the member whose name sorts later dials.
-        dialed = {
+        dial = {
             other.name: self._through("peer", member.name, other.name, (other.peer_host, other.peer_port))
             for other in self._topology.members
             if other.name < member.name
         }
-        lines = [_line(name, f"{host}:{port}") for name, (host, port) in dialed.items()]
-        path.write_text("\n".join([text, "[dial]", *lines, ""]), "utf-8")
+        write_member(self._folder.config(member.name), member.name, self._settings, dial)
 
     def _write_gateway(self, place: int, site: str) -> None:
         name = f"{GATEWAY_PREFIX}{site}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -113,6 +114,16 @@ def test_the_written_config_is_taken(folder: ClusterFolder) -> None:
         assert config.name == name
         assert config.is_witness == (name == "tiebreaker")
         assert config.dial == {}
+
+
+def test_where_a_removed_member_was_dialed_may_stay(folder: ClusterFolder) -> None:
+    path, topology = folder.config("dc-b"), folder.topology()
+    path.write_text(path.read_text("utf-8") + '[dial]\ndc-a = "127.0.0.1:9000"\n', "utf-8")
+    folder.save(msgspec.structs.replace(topology, members=topology.others("dc-a"), configuration_index=7))
+    assert read_config(path).dial == {"dc-a": ("127.0.0.1", 9000)}
+    path.write_text(path.read_text("utf-8").replace("dc-a =", "dc-b ="), "utf-8")
+    with pytest.raises(InvalidConfig, match=r"dial\.dc-b"):
+        read_config(path)
 
 
 def test_a_member_is_told_where_to_dial_others(folder: ClusterFolder) -> None:

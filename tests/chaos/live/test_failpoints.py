@@ -69,9 +69,12 @@ def test_a_failpoint_strikes_at_its_time(capfd: pytest.CaptureFixture[str]) -> N
 
 def test_steps_are_counted_over_all_threads() -> None:
     armed = Armed(parse("before_sync:sleep=1:400"))
-    threads = [
-        threading.Thread(target=lambda: [armed.reached("before_sync") for _ in range(99)]) for _ in range(4)
-    ]  # fmt: skip
+
+    def write_much() -> None:
+        for _ in range(99):
+            armed.reached("before_sync")
+
+    threads = [threading.Thread(target=write_much) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

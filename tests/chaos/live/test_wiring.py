@@ -6,8 +6,8 @@ import pytest
 
 from chaos.live import profile
 from chaos.live.programs import ARCHIVE, FAILPOINTS, MUTANTS, SHIPPED, STOCK, UnknownProgram, program
-from chaos.live.wiring import Settings, make
-from cluster.topology import InvalidTopology
+from chaos.live.wiring import NoPorts, Settings, make, widen
+from cluster.topology import InvalidTopology, MemberRole, Standing
 from gateway.config import read_gateway
 from node.config import read_config
 
@@ -62,6 +62,30 @@ def test_no_two_listen_at_one_port_and_none_where_the_system_picks(tmp_path: Pat
     ports = [*members, *gateways, *(link.listen[1] for link in wiring.links), *wiring.caches.values()]
     assert len({*ports, wiring.venue_port}) == len(ports) + 1
     assert all(10_000 <= port < 32_768 for port in ports)
+
+
+def test_a_member_that_is_added_dials_all_others(tmp_path: Path) -> None:
+    settings = Settings(shape="2+2+1", trim_often=True)
+    wiring = make(tmp_path / "cluster", settings)
+    added, taken = [], {link.listen for link in wiring.links}
+    for number in range(2):
+        asked, links = widen(wiring, settings, f"zz-{number}", like="dc-b-1", number=number)
+        topology = wiring.folder.topology()
+        there = topology.member(asked.name)
+        assert (there.site, there.role, there.standing) == ("dc-b", MemberRole.replica, Standing.learner)
+        assert (asked.peer_port, asked.api_port) == (there.peer_port, there.api_port)
+        config = read_config(wiring.folder.config(asked.name))
+        assert config.dial == {link.target: link.listen for link in links}
+        assert set(config.dial) == {member.name for member in topology.others(asked.name)}
+        assert config.limits.log_reserve == profile.TRIM_OFTEN["log_reserve"]
+        assert taken.isdisjoint(link.listen for link in links)
+        taken |= {link.listen for link in links}
+        added.append(asked)
+    assert added[0].peer_port != added[1].peer_port
+    with pytest.raises(ValueError, match="zz-1"):
+        widen(wiring, settings, "aa", like="dc-b-1", number=2)
+    with pytest.raises(NoPorts):
+        widen(wiring, settings, "zz-9", like="dc-b-1", number=9)
 
 
 def test_settings_are_in_the_files(tmp_path: Path) -> None:
