@@ -45,17 +45,17 @@ class Ap(Workload):
         return User(name)
 
     async def setup(self) -> None:
-        """Wait until each gateway has a quote: of what nobody quotes no alert is taken."""
+        """Wait until each gateway has quotes, of which alerts are taken, and a ranking."""
         deadline = time.monotonic() + WARM_S
+        wanted = (at_gateways.read_quotes(self.context.symbols), at_gateways.read_leaderboard())
         for gateway in self.context.gateways:
             process = Process(self.context, self.name, gateway)
             try:
-                while (
-                    reply := await process.ask(at_gateways.read_quotes(self.context.symbols), gateway)
-                ).outcome != "ok":
-                    if time.monotonic() >= deadline:
-                        raise SetupFailed(f"{gateway} has no quote of {self.context.symbols[0]}: {reply.error}")
-                    await asyncio.sleep(0.1)
+                for request in wanted:
+                    while (reply := await process.ask(request, gateway)).outcome != "ok":
+                        if time.monotonic() >= deadline:
+                            raise SetupFailed(f"{gateway} does not answer {request.kind}: {reply.error}")
+                        await asyncio.sleep(0.1)
             finally:
                 await process.close()
 

@@ -23,7 +23,7 @@ NOTHING_DONE = frozenset(
         "member_not_reached", "member_behind", "change_refused", "change_too_early",
         # of gateways
         "symbol_not_found", "no_node", "book_not_whole", "past_gone", "too_many_rows", "no_parquet",
-        "too_many_alerts", "clock_ahead", "store_full", "outbox_full",
+        "too_many_alerts", "clock_ahead", "store_full", "outbox_full", "key_not_in_use",
     }
 )  # fmt: skip
 """Words of a node or gateway that say for certain: nothing was logged, nothing was written."""

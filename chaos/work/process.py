@@ -12,6 +12,8 @@ ELSEWHERE = 0.05
 """How often a client asks another than its home. More would make all clients wait for a side that is cut off."""
 AVOIDED_S = 2.0
 """For so long after a failure a client asks nobody else there; its home it always asks."""
+READS_WAIT = 1.2
+"""Deadlines, for reads: a member may take a whole one to find that it can't confirm a read, and is to be heard."""
 SETTLE_S = 60.0
 SETTLERS = 8
 
@@ -84,7 +86,7 @@ class Process:
             context.address(target),
             request,
             token=token,
-            timeout_s=(timeout_ms or context.deadline_ms) / 1000,
+            timeout_s=(timeout_ms or context.deadline_ms) / 1000 * (READS_WAIT if request.is_read else 1.0),
             waits_s=context.deadline_ms / 1000,
         )
         context.writer.ret(
