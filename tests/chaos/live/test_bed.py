@@ -77,7 +77,11 @@ def test_a_bed_is_cut_killed_and_read(tmp_path: Path) -> None:
 
 async def _cut_killed_and_read(tmp_path: Path) -> None:
     keys = [f"key-{number}" for number in range(30)]
-    async with Bed(tmp_path / "cluster", OwnNetwork()) as bed:
+    running = Running(prefix={"dc-b": ("env", "HOW=prefix")}, environment={"dc-b": {"WHERE": "here"}})
+    async with Bed(tmp_path / "cluster", OwnNetwork(), running=running) as bed:
+        given = _environment(bed, "dc-b")
+        assert b"HOW=prefix" in given and b"WHERE=here" in given
+        assert b"WHERE=here" not in _environment(bed, "dc-a")
         async with client(bed, "operator") as operator:
             assert isinstance(await operator.add_asset("USD", scale=2, supply_max="1000000"), Done)
         async with client(bed, "custodian") as custodian:
@@ -126,6 +130,10 @@ async def _cut_killed_and_read(tmp_path: Path) -> None:
         pids = [pid for name in ("cache-dc-a", VENUE, *bed.gateways) if (pid := bed.pid(name)) is not None]
         assert len(pids) == 4
     assert not any(map(_runs, pids))
+
+
+def _environment(bed: Bed, name: str) -> list[bytes]:
+    return Path(f"/proc/{bed.pid(name)}/environ").read_bytes().split(b"\0")
 
 
 async def _not(holds: Awaitable[bool]) -> bool:
