@@ -29,7 +29,7 @@ from gateway.tasks import end
 from gateway.workers.core import Core as WorkerCore
 from gateway.workers.supervisor import Supervisor
 from gateway.workers.worker import WorkerOptions
-from node.api_tls import ApiListener, ApiTlsFiles
+from node.api_tls import ApiListener, ApiTlsFiles, make_context
 from node.auth import public_keys
 from node.guard import ConnectionGuard, HttpLimits
 from node.tracing import configure_logging
@@ -122,6 +122,8 @@ class App:
 
     async def _start_workers(self, factory: Callable[[], asyncio.Protocol]) -> None:
         config, streams = self.config, self.streams
+        if self._listener.files is not None:
+            make_context(self._listener.files)  # a worker would fail again and again
         rest, core_socket = self._socket("rest.sock"), self._socket("workers.sock")
         rest.unlink(missing_ok=True)
         self._unix = await asyncio.get_running_loop().create_unix_server(factory, str(rest))
@@ -163,6 +165,8 @@ class App:
                 idle_timeout_s=bounds.idle_timeout_s,
             ),
             drain_ms=config.limits.drain_ms,
+            cert=str(config.api_tls[0]) if config.api_tls is not None else "",
+            key=str(config.api_tls[1]) if config.api_tls is not None else "",
             more={"rest": str(rest)},
         )
         return [sys.executable, "-P", "-m", "gateway.worker", options.text()]

@@ -275,8 +275,6 @@ def _check(file: GatewayFile) -> None:
         raise InvalidGateway(f"peers: {file.site!r} is this gateway's own site")
     if not 0 <= file.workers <= WORKERS_MAX:
         raise InvalidGateway(f"workers = {file.workers}: must be between 0 and {WORKERS_MAX}")
-    if file.workers and file.listen.cert:
-        raise InvalidGateway(f"workers = {file.workers} and listen.cert: workers speak plain HTTP; put TLS in front")
     if file.limits.connections_per_address_max > file.limits.connections_max:
         raise InvalidGateway(
             f"limits.connections_per_address_max = {file.limits.connections_per_address_max} and "

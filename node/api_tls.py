@@ -49,16 +49,35 @@ class ApiListener:
         """How often new files were taken into use."""
         self._servers: list[asyncio.Server] = []
         self._factory: Callable[[], asyncio.Protocol]
+        self._backlog = BACKLOG
         self._watching: asyncio.Task[None] | None = None
 
-    async def start(self, factory: Callable[[], asyncio.Protocol], host: str, port: int) -> None:
-        """Raises OSError: the address is taken, or the files can't be used."""
+    async def start(
+        self,
+        factory: Callable[[], asyncio.Protocol],
+        host: str,
+        port: int,
+        *,
+        shared: bool = False,
+        backlog: int = BACKLOG,
+    ) -> None:
+        """shared: other processes may listen on the same port; the kernel spreads connections.
+
+        Raises OSError: the address is taken, or the files can't be used.
+        """
         loop = asyncio.get_running_loop()
-        self._factory = factory
+        self._factory, self._backlog = factory, backlog
         context = make_context(self.files) if self.files is not None else None
-        self._servers = [await loop.create_server(factory, host, port, ssl=context, backlog=BACKLOG)]
+        self._servers = [
+            await loop.create_server(factory, host, port, ssl=context, backlog=backlog, reuse_port=shared or None)
+        ]
         if self.files is not None:
             self._watching = loop.create_task(self._watch(self.files), name="API certificates")
+
+    @property
+    def port(self) -> int:
+        """Where it listens; after `start`."""
+        return int(self._servers[0].sockets[0].getsockname()[1])
 
     async def close(self) -> None:
         """Take no new connections; those that are open are their owner's to close."""
@@ -90,7 +109,9 @@ class ApiListener:
         before, self._servers = self._servers, []
         for listening in [one for server in before for one in server.sockets]:
             again = socket.socket(fileno=os.dup(listening.fileno()))
-            self._servers.append(await loop.create_server(self._factory, sock=again, ssl=context, backlog=BACKLOG))
+            self._servers.append(
+                await loop.create_server(self._factory, sock=again, ssl=context, backlog=self._backlog)
+            )
         for server in before:
             server.close()
         self.taken += 1

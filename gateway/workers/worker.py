@@ -22,6 +22,7 @@ from gateway.stream.server import StreamServer
 from gateway.tasks import end
 from gateway.workers.link import CoreLink
 from gateway.workers.serve import Listening
+from node.api_tls import ApiTlsFiles
 from node.auth import Authenticator
 from node.errors import NodeError, error_body
 from node.guard import ConnectionGuard, HttpLimits
@@ -47,6 +48,9 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     limits: StreamLimits = StreamLimits()
     http: HttpLimits = HttpLimits()
     drain_ms: int = 5_000
+    cert: str = ""
+    key: str = ""
+    """Both: serve HTTPS."""
     more: dict[str, str] = {}
     """For the routes that are added by others."""
 
@@ -83,7 +87,8 @@ class Worker:
         app.router.add_get("/v1/stream", self.stream.handle)
         if add_routes is not None:
             add_routes(app, self)
-        self.listening = Listening(app, self.guard, options.hosts, options.port, shared=True)
+        tls = ApiTlsFiles(Path(options.cert), Path(options.key)) if options.cert else None
+        self.listening = Listening(app, self.guard, options.hosts, options.port, shared=True, tls=tls)
         self._leaving = asyncio.Event()
 
     def leave(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import ssl
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from cluster.certificates import make_certificate
 from cluster.folder import ClusterFolder, create
 from gateway.config import InvalidGateway, read_gateway
 from gateway.prefs.seal import read_keyring
@@ -202,6 +204,65 @@ async def test_workers_share_the_port_and_ask_the_core(root: Path, tmp_path: Pat
             gateway.process.send_signal(signal.SIGTERM)
             code, talk = await gateway.ends()
         assert code == 0, talk
+
+
+async def test_workers_serve_tls_and_take_a_new_certificate_while_streams_go_on(root: Path, tmp_path: Path) -> None:
+    make_certificate(root / "certs", "api", hosts=["127.0.0.1"])
+    trusting = ssl.create_default_context(cafile=root / "certs" / "ca.crt")
+    async with Solo(tmp_path) as solo:
+        await list_market(solo, "anna")
+        path = written(root, url(solo), workers=1)
+        path.write_text(path.read_text().replace("[listen]", '[listen]\ncert = "certs/api.crt"\nkey = "certs/api.key"'))
+        port = read_gateway(path).listen.port
+        headers = bearer("trader", "anna")
+        async with (
+            Process(path),
+            aiohttp.ClientSession(
+                f"https://127.0.0.1:{port}", connector=aiohttp.TCPConnector(ssl=trusting, force_close=True)
+            ) as session,
+        ):
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        async with session.get("/v1/portfolio", headers=headers) as response:
+                            if response.status == 200:
+                                break
+                    except aiohttp.ClientError:
+                        pass
+                    await asyncio.sleep(0.1)
+            async with session.ws_connect("/v1/stream", headers=headers) as stream:
+                await stream.send_json({"action": "subscribe", "channel": "portfolio", "symbols": ["anna"]})
+                await told(stream, "data")
+                before = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
+                make_certificate(root / "certs", "api")
+                async with asyncio.timeout(30):
+                    while await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port)) == before:  # noqa: ASYNC110
+                        await asyncio.sleep(0.2)
+                await told(stream, "data")  # the old connection goes on
+            async with session.get("/readyz") as response:
+                assert response.status == 200
+            with pytest.raises(aiohttp.ClientError):
+                async with session.get(f"http://127.0.0.1:{port}/readyz"):
+                    pass
+
+
+async def told(stream: aiohttp.ClientWebSocketResponse, kind: str) -> Any:
+    async with asyncio.timeout(15):
+        while (said := await stream.receive_json()).get("stream") != kind:
+            pass
+    return said
+
+
+async def test_a_certificate_that_can_not_be_used_keeps_workers_from_starting(root: Path) -> None:
+    path = written(root, workers=1)
+    path.write_text(
+        path.read_text().replace(
+            "[listen]", '[listen]\ncert = "certs/gateway-dc-a.crt"\nkey = "certs/gateway-dc-b.key"'
+        )
+    )
+    async with Process(path) as gateway:
+        code, talk = await gateway.ends()
+    assert code == 1 and "could not start" in talk and "KEY_VALUES_MISMATCH" in talk, talk
 
 
 def numbers(text: str) -> dict[str, float]:
