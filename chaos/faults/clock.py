@@ -6,6 +6,9 @@ The library is the one of the package index, not Debian's: that one breaks Pytho
 import asyncio
 import contextlib
 import importlib.util
+import itertools
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -17,10 +20,10 @@ from chaos.net.links import NotCut
 CLOCKS: frozenset[Part] = frozenset({"clocks"})
 FILE = "clock"
 TIMESTAMP_FILE = "FAKETIME_TIMESTAMP_FILE"
-RIGHT = "+0 x1"
-"""A rate stays until another is named."""
+RIGHT = "+0"
 JUMPS_S = (1, 2, 10, 60, 600, 3_600)
 STROBE_S = (0.05, 1.0)
+STEP_S = 0.02
 
 
 def library() -> Path | None:
@@ -50,6 +53,8 @@ def clock_environment(folder: Path) -> dict[str, str]:
         # Read at each look at the clock: a strobe is quicker than the library's cache.
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        # Without this each timed wait of a thread is off by what the clock is, those for Python's own lock too.
+        "FAKETIME_FORCE_MONOTONIC_FIX": "0",
     }
 
 
@@ -113,12 +118,43 @@ class ClockJump(ClockNemesis):
     async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
         by_s = drawn(detail, "by_s", lambda: rng.choice(JUMPS_S) * rng.choice((-1, 1)))
         name = await self.aim(target, rng, detail)
-        self.set(f"{by_s:+} x1")
+        self.set(f"{by_s:+}")
         return Struck([name], {"who": name, "by_s": by_s})
 
 
-class ClockRate(ClockNemesis):
-    """detail: `rate`: seconds of the member's clock in a second."""
+class Moving(ClockNemesis):
+    """A clock that is set again and again until the end. The library's own rates are not used: with them timed waits
+    of threads last for minutes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._task: asyncio.Task[None] | None = None
+        self._enough = asyncio.Event()
+
+    def move(self, offsets: Iterator[tuple[float, float]]) -> None:
+        """offsets: how far the clock is off, and for how long, both in seconds."""
+        self._task = asyncio.create_task(self._move(offsets))
+
+    async def _move(self, offsets: Iterator[tuple[float, float]]) -> None:
+        for by_s, for_s in offsets:
+            self.set(f"{by_s:+.3f}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._enough.wait(), for_s)
+            if self._enough.is_set():
+                return
+
+    async def end(self, target: Target) -> None:
+        self._enough.set()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        await super().end(target)
+
+
+class ClockRate(Moving):
+    """In steps of a fiftieth of a second, so that a slow clock also goes back, a little, again and again.
+
+    detail: `rate`: seconds of the member's clock in a second.
+    """
 
     name = "clock-rate"
     line = "a member's wall clock runs at 0.5 to 1.5 times the right rate"
@@ -126,40 +162,22 @@ class ClockRate(ClockNemesis):
     async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
         rate = drawn(detail, "rate", lambda: rng.choice((0.5, 0.8, 1.2, 1.5)))
         name = await self.aim(target, rng, detail)
-        # The library counts from the start of the process: what it would have gained since then is taken off.
-        age_s = processes.age_s(processes.must_run(target, name))
-        self.set(f"{age_s * (1 - rate):+.3f} x{rate}")
+        began = time.monotonic()
+        self.move(((rate - 1) * (time.monotonic() - began), STEP_S) for _ in itertools.count())
         return Struck([name], {"who": name, "rate": rate})
 
 
-class ClockStrobe(ClockNemesis):
+class ClockStrobe(Moving):
     """detail: `by_s`; `every_s`: the longest that it shows one time."""
 
     name = "clock-strobe"
     line = "a member's wall clock goes to and fro, several times a second"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._task: asyncio.Task[None] | None = None
-        self._enough = asyncio.Event()
-
     async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
         by_s = drawn(detail, "by_s", lambda: rng.choice(JUMPS_S) * rng.choice((-1, 1)))
         every_s = drawn(detail, "every_s", lambda: round(rng.uniform(*STROBE_S), 2))
         name = await self.aim(target, rng, detail)
-        self._task = asyncio.create_task(self._strobe(Random(rng.random()), by_s, every_s))
+        chance, least_s = Random(rng.random()), STROBE_S[0]
+        spans = (chance.uniform(least_s, max(every_s, least_s)) for _ in itertools.count())
+        self.move(zip(itertools.cycle((by_s, 0.0)), spans, strict=True))
         return Struck([name], {"who": name, "by_s": by_s, "every_s": every_s})
-
-    async def _strobe(self, rng: Random, by_s: float, every_s: float) -> None:
-        wrong = True
-        while not self._enough.is_set():
-            self.set(f"{by_s:+} x1" if wrong else RIGHT)
-            wrong = not wrong
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._enough.wait(), rng.uniform(STROBE_S[0], max(every_s, STROBE_S[0])))
-
-    async def end(self, target: Target) -> None:
-        self._enough.set()
-        if self._task is not None:
-            await asyncio.wait([self._task])
-        await super().end(target)

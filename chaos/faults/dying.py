@@ -1,6 +1,8 @@
 """Deaths that come from within: at a failpoint inside a step, and over a memory limit."""
 
+import contextlib
 import os
+import time
 from pathlib import Path
 from random import Random
 
@@ -19,6 +21,7 @@ RARE = ("before-store", "after-store", "mid-trim", "mid-snapshot", "mid-send", "
 MEMORY = Path("/sys/fs/cgroup/memory")
 LIMITS_BYTES = (1 << 20, 1 << 18, 1 << 16)
 """What was there before does not count, so these are for what a member takes from now on."""
+LOWER_S = 3.0
 
 
 class KillInside(Nemesis):
@@ -95,15 +98,19 @@ class OutOfMemory(Nemesis):
         group = self._group
         if group is None:
             raise NotCut(f"{self._name} has no memory group")
-        limits = iter(LIMITS_BYTES[1:])
+        lower = iter(LIMITS_BYTES[1:])
+        due = time.monotonic() + LOWER_S
 
         async def look() -> str:
-            if "oom_kill 0" in (group / "memory.oom_control").read_text():
-                lower = next(limits, 0)
-                if lower:
-                    (group / "memory.limit_in_bytes").write_text(str(lower))
-                return ""
-            return f"the kernel killed {self._name} for its memory" if target.pid(self._name) is None else ""
+            nonlocal due
+            if "oom_kill 0" not in (group / "memory.oom_control").read_text("ascii"):
+                return f"the kernel killed {self._name} for its memory" if target.pid(self._name) is None else ""
+            if time.monotonic() > due:
+                due += LOWER_S
+                # Refused while it holds more than this and can't let go: then the limit stays as it is.
+                with contextlib.suppress(OSError):
+                    (group / "memory.limit_in_bytes").write_text(str(next(lower, LIMITS_BYTES[-1])))
+            return ""
 
         return await felt(look, f"the death of {self._name} for its memory", within_s=20)
 

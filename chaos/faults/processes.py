@@ -1,9 +1,7 @@
 """What is known of a process from outside, and how one comes back."""
 
 import asyncio
-import os
 import signal
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -31,15 +29,6 @@ def tracer(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("TracerPid:")), 0)
-
-
-def age_s(pid: int) -> float:
-    """For how long it has run, to a hundredth. Raises NotCut: it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()
-    except OSError:
-        raise NotCut(f"process {pid} is gone") from None
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def environment(pid: int) -> dict[str, str]:

@@ -37,6 +37,8 @@ class Tampering:
         process = self._process = self._spawn(pid)
 
         async def look() -> str:
+            if process.poll() is not None and self.struck():
+                return "it struck, and the process has left"
             if process.poll() is not None:
                 raise NotCut(f"strace ended: {(Path(self._folder.name) / 'talk').read_text().strip()}")
             return "attached" if processes.tracer(pid) == process.pid else ""
