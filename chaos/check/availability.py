@@ -11,7 +11,8 @@ from chaos.history.records import Fault
 
 GATEWAY_SHARE_MIN = 0.999
 MISSED_MAX = 2
-"""In a run of some hundred reads one or two that come late say more of a busy machine than of a gateway."""
+"""A run of some hundred reads can't tell 99.9 % from a little less: at that share, 3 of 250 are missing in 1 run of
+500. So one run may miss so many; whether 99.9 % is kept is for the sum of many runs to say, by their figures."""
 AGE_SLACK_MS = 2_000
 """A follower learns of a commit a heartbeat later, and processes of a busy machine wait."""
 AN_ANSWER = frozenset({"account_not_found", "order_not_found", "not_found", "symbol_not_found"})
@@ -80,36 +81,53 @@ def is_gateway_read(op: Op) -> bool:
     return op.target.startswith("gateway") and op.kind.startswith("read_") and op.kind not in READS
 
 
+class Asked:
+    """What one gateway was asked while faults held, and how much of it was answered."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.missed: list[Op] = []
+
+    @property
+    def percent(self) -> float:
+        return 100 * (self.reads - len(self.missed)) / self.reads
+
+
+def asked_of_gateways(told: Told) -> dict[str, Asked]:
+    """By gateway; what it could not answer because it was killed itself is left out."""
+    found: dict[str, Asked] = {}
+    begin_ns = told.history.phase_ns("faults") or 0
+    end_ns = told.history.phase_ns("final") or NEVER_NS
+    struck = forces(told)
+    for op in told.history.ops:
+        if is_gateway_read(op) and begin_ns <= op.call_ns < end_ns and not _excused(op, struck):
+            of_one = found.setdefault(op.target, Asked())
+            of_one.reads += 1
+            if not (op.ok or op.error in AN_ANSWER):
+                of_one.missed.append(op)
+    return found
+
+
 def check_gateways(told: Told) -> Check:
     """Each gateway answers at least 99.9 % of what it is asked while faults hold, save while it was killed itself.
 
-    Of few reads MISSED_MAX may be missing.
+    MISSED_MAX may be missing whatever the share: on passing it says the count, and not that the share was kept.
     """
-    begin_ns = told.history.phase_ns("faults")
-    end_ns = told.history.phase_ns("final") or NEVER_NS
-    if begin_ns is None:
+    if told.history.phase_ns("faults") is None:
         return invalid("gateways", "the history names no phase of faults")
-    answered: dict[str, int] = {}
-    asked: dict[str, int] = {}
-    failed: dict[str, Op] = {}
-    struck = forces(told)
-    for op in told.history.ops:
-        if not is_gateway_read(op) or not begin_ns <= op.call_ns < end_ns or _excused(op, struck):
-            continue
-        asked[op.target] = asked.get(op.target, 0) + 1
-        if op.ok or op.error in AN_ANSWER:
-            answered[op.target] = answered.get(op.target, 0) + 1
-        else:
-            failed.setdefault(op.target, op)
-    wrong: Wrong = []
-    for gateway, count in sorted(asked.items()):
-        share = answered.get(gateway, 0) / count
-        missed = count - answered.get(gateway, 0)
-        if share < GATEWAY_SHARE_MIN and missed > MISSED_MAX:
-            why = f"{gateway} answered {100 * share:.2f} % of {count} reads"
-            wrong.append((why, {"missed": missed, "first": failed[gateway].said()}))
-    counts = {"reads": sum(asked.values()), "answered": sum(answered.values())}
-    return judge("gateways", "both gateways answered at least 99.9 % of reads", wrong, counts)
+    found = asked_of_gateways(told)
+    wrong: Wrong = [
+        (
+            f"{gateway} answered {one.percent:.2f} % of {one.reads} reads",
+            {"missed": len(one.missed), "first": one.missed[0].said()},
+        )
+        for gateway, one in sorted(found.items())
+        if one.percent < 100 * GATEWAY_SHARE_MIN and len(one.missed) > MISSED_MAX
+    ]
+    reads = sum(one.reads for one in found.values())
+    answered = reads - sum(len(one.missed) for one in found.values())
+    holds = f"gateways answered {answered} of {reads} reads" if reads else "no gateway was asked"
+    return judge("gateways", holds, wrong, {"reads": reads, "answered": answered})
 
 
 def _excused(op: Op, struck: list[Force]) -> bool:

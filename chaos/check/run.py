@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from chaos.check import availability, commands, copies, enough, feed, journals, money, outage, preferences, reading
-from chaos.check.availability import is_gateway_read
 from chaos.check.replay import replay
 from chaos.check.searched import check_registers
 from chaos.check.told import COMMANDS, Told, read_told
@@ -64,12 +63,13 @@ def _figures(told: Told, checks: list[Check]) -> Figures:
         "outage_p50_ms": by_name["outage"].counts.get("p50_ms"),
         "outage_max_ms": by_name["outage"].counts.get("max_ms"),
         "converged_ms": told.final.converged_ms if told.final.converged_ms >= 0 else None,
+        "gateway_reads": by_name["gateways"].counts.get("reads"),
+        "gateway_reads_answered": by_name["gateways"].counts.get("answered"),
         "age_understated_ms_max": by_name["ages"].counts.get("understated_ms_max"),
     }
     if begin_ns is not None and end_ns is not None and end_ns > begin_ns:
         during = [op for op in ops if begin_ns <= op.call_ns < end_ns]
         figures["ok_per_s"] = round(sum(op.ok for op in during) * 1e9 / (end_ns - begin_ns), 1)
-    for gateway in sorted({op.target for op in ops if is_gateway_read(op)}):
-        reads = [op for op in ops if is_gateway_read(op) and op.target == gateway]
-        figures[f"answered_by_{gateway}_percent"] = round(100 * sum(op.ok for op in reads) / len(reads), 3)
+    for gateway, one in sorted(availability.asked_of_gateways(told).items()):
+        figures[f"answered_by_{gateway}_percent"] = round(one.percent, 3)
     return figures

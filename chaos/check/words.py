@@ -105,17 +105,22 @@ def balances(model: Model, account: str) -> dict[str, tuple[Fraction, Fraction]]
 
 
 def amount(model: Model, asset: str, units: int) -> Fraction:
-    return Fraction(units, 10 ** model.assets[asset].scale)
+    return _ratio(units, 10 ** model.assets[asset].scale)
 
 
 def lots(model: Model, symbol: str, count: int) -> Fraction:
     listed = model.instruments[symbol]
-    return Fraction(count * listed.lot, 10**listed.quantity_scale)
+    return _ratio(count * listed.lot, 10**listed.quantity_scale)
 
 
 def price(model: Model, symbol: str, ticks: int) -> Fraction:
     listed = model.instruments[symbol]
-    return Fraction(ticks * listed.tick, 10**listed.price_scale)
+    return _ratio(ticks * listed.tick, 10**listed.price_scale)
+
+
+@lru_cache(maxsize=100_000)
+def _ratio(numerator: int, denominator: int) -> Fraction:
+    return Fraction(numerator, denominator)
 
 
 def average(model: Model, symbol: str, notional: int, count: int) -> Fraction:
@@ -126,6 +131,7 @@ def average(model: Model, symbol: str, notional: int, count: int) -> Fraction:
     return Fraction((2 * exact * unit + 1) // 2, unit)
 
 
+@lru_cache(maxsize=1_000)
 def at(time_us: int) -> str:
     seconds, micros = divmod(time_us, 1_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}Z"
@@ -160,7 +166,7 @@ def differing(expected: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]
 
 
 def same(expected: Any, said: Any) -> bool:
-    if isinstance(expected, Fraction):
+    if type(expected) is Fraction:  # a check by isinstance takes ten times as long
         return number(said) == expected
     return bool(expected == said)
 

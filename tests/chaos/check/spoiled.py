@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from chaos.check.availability import MISSED_MAX
 from chaos.history.records import Call, Event, Fault, Logged, Phase, Replica, Return
 from tests.chaos.check.made import GATEWAYS, NOBODY, Parts
 
@@ -288,9 +289,11 @@ def _gateway_reads(parts: Parts) -> list[tuple[Call, Return]]:
     return [pair for pair in told.acked("read_portfolio", "read_items") if pair[0].at_ns > begin_ns]
 
 
-def fail_to_answer_at_a_gateway(parts: Parts) -> None:
-    _, answer = _gateway_reads(parts)[-1]
-    Told(parts).change(answer, outcome="fail", answer={}, error="not_ready", age_ms=-1)
+def fail_to_answer_at_a_gateway(parts: Parts, count: int = MISSED_MAX + 1) -> None:
+    told = Told(parts)
+    of_one = [answer for call, answer in _gateway_reads(parts) if call.target == GATEWAYS[0]]
+    for answer in of_one[-count:]:
+        told.change(answer, outcome="fail", answer={}, error="not_ready", age_ms=-1)
 
 
 def understate_an_age(parts: Parts) -> None:

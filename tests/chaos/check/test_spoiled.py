@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from chaos.check.availability import MISSED_MAX
 from chaos.check.run import check_run
 from chaos.check.verdict import Verdict
 from chaos.history.run import RunUnreadable
 from tests.chaos.check.made import make
-from tests.chaos.check.spoiled import SPOILED, Spoiled
+from tests.chaos.check.spoiled import SPOILED, Spoiled, fail_to_answer_at_a_gateway
 
 SEED = 7
 
@@ -50,6 +51,16 @@ def test_money_is_judged_without_a_log(tmp_path: Path) -> None:
     verdict = check_run(folder)
     assert named(verdict, "fail") == {"money"}
     assert "log" in named(verdict, "invalid")
+
+
+@pytest.mark.parametrize(("missed", "red"), [(MISSED_MAX, set()), (MISSED_MAX + 1, {"gateways"})])
+def test_a_gateway_may_miss_very_few_and_the_verdict_says_how_many(missed: int, red: set[str], tmp_path: Path) -> None:
+    parts = make(SEED)
+    fail_to_answer_at_a_gateway(parts, missed)
+    verdict = check_run(parts.write(tmp_path / "run"))
+    assert named(verdict, "fail") == red
+    counts = next(check.counts for check in verdict.checks if check.name == "gateways")
+    assert counts["reads"] - counts["answered"] == missed
 
 
 def test_members_that_disagree_on_the_log_fail(tmp_path: Path) -> None:
