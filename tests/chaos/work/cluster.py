@@ -14,6 +14,8 @@ from cluster.topology import MemberRole
 from tests.node.fakes import free_ports
 
 PORTS = 27
+DEADLINE_MS = 2_000
+"""Long enough for a machine that does much else."""
 SYMBOLS = ("AAPL", "MSFT")
 """What a new gateway's own venue quotes."""
 
@@ -51,6 +53,7 @@ class Cluster:
             tokens=Tokens.of(self.root),
             seed=seed,
             symbols=SYMBOLS,
+            deadline_ms=DEADLINE_MS,
         )
 
     def start(self, name: str) -> None:

@@ -22,7 +22,9 @@ from tests.chaos.work.cluster import Cluster, running
 
 TOGETHER = ("bank", "orders", "idempotence", "register", "list-append", "reads", "ap")
 APART = ("snapshot-storm", "upgrade")
-TOGETHER_S, APART_S, KILLED_S = 7.0, 3.0, 4.0
+TOGETHER_CALLS, APART_CALLS, KILLED_CALLS = 1_500, 400, 300
+CALLS_S_MAX = 60.0
+"""A run lasts for so many calls, however slow the machine; the last one for as many again with a member away."""
 RATE_PER_S = 300.0
 PROCESSES = 21
 
@@ -40,9 +42,9 @@ KINDS = {
         "transfer", "read_status",
     },
 }  # fmt: skip
-OK_SHARE = dict.fromkeys(WORKLOADS, 0.9) | {"idempotence": 0.6}
+OK_SHARE = dict.fromkeys(WORKLOADS, 0.8) | {"idempotence": 0.6}
 """Idempotence gives up a part of its calls before they can be answered."""
-DONE_SHARE = dict.fromkeys(WORKLOADS, 0.75) | {"idempotence": 0.5, "register": 0.6}
+DONE_SHARE = dict.fromkeys(WORKLOADS, 0.7) | {"idempotence": 0.5, "register": 0.55}
 """Answered with something else than a rule's refusal."""
 
 
@@ -67,23 +69,28 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def told(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Told:
     folder = tmp_path_factory.mktemp("histories")
 
-    async def one(names: tuple[str, ...], seed: int, seconds: float, *, kill: str = "") -> Context:
+    async def asked(context: Context, calls: int) -> None:
+        until, deadline = context.tally.total() + calls, time.monotonic() + CALLS_S_MAX
+        while context.tally.total() < until and time.monotonic() < deadline:  # noqa: ASYNC110 - it counts, it tells nobody
+            await asyncio.sleep(0.1)
+
+    async def one(names: tuple[str, ...], seed: int, calls: int, *, kill: str = "") -> Context:
         context = cluster.context(folder / f"{seed}.jsonl", seed=seed)
         crew = Crew(context, names, rate_per_s=RATE_PER_S, processes=PROCESSES)
         await crew.setup()
         crew.start()
-        await asyncio.sleep(seconds / 2)
+        await asked(context, calls)
         if kill:
             await asyncio.to_thread(cluster.launcher.kill, kill)
-        await asyncio.sleep(seconds / 2)
+            await asked(context, calls)
         await crew.stop()
         assert not crew.failed
         return context
 
     async def all_of_it() -> tuple[Context, Final, Final]:
-        for names, seed, seconds in ((TOGETHER, 1, TOGETHER_S), (APART, 2, APART_S)):
-            (await one(names, seed, seconds)).writer.close()
-        context = await one(TOGETHER, 3, KILLED_S, kill="dc-b")
+        for names, seed, calls in ((TOGETHER, 1, TOGETHER_CALLS), (APART, 2, APART_CALLS)):
+            (await one(names, seed, calls)).writer.close()
+        context = await one(TOGETHER, 3, KILLED_CALLS, kill="dc-b")
         await cluster.start_again("dc-b")
         final = await read_final(context, healed_at_ns=time.monotonic_ns())
         members = list(cluster.launcher.members)
@@ -135,13 +142,13 @@ def test_a_process_makes_one_call_at_a_time_and_none_after_an_unknown_one(told: 
             assert all(op.outcome != "unknown" for op in ops[:-1])
             assert len({op.workload for op in ops}) == 1
         unknown += sum(op.outcome == "unknown" for op in history.ops)
-    assert unknown > 10
+    assert unknown > 5
 
 
 def test_who_is_killed_is_asked_on_and_says_nothing(told: Told) -> None:
     ends = Counter((op.target, op.outcome) for op in told.killed.ops)
     assert ends["dc-b", "fail"] > 10
-    assert ends["dc-a", "ok"] > 100
+    assert ends["dc-a", "ok"] > 50
     assert told.context.tally == Counter((op.target, op.outcome) for op in told.killed.ops)
 
 
