@@ -35,14 +35,19 @@ class Bitten(Struct, frozen=True):
     took_s: float
 
 
+LOST = ("lost", "answers", "log", "digests", "resolved")
+"""What says that something acknowledged is gone, from one side or another."""
+WRONG = ("answers", "reads", "money", "registers")
+
 TEETH = (
-    Tooth(STOCK, "all-power-lost", ("index-replay",)),
-    Tooth("no-sync", "all-power-lost", ("index-replay",)),
-    Tooth("lying-sync", "all-power-lost", ("index-replay",)),
-    Tooth("keys-not-in-snapshot", "snapshot-storm", ("idempotence",)),
-    Tooth("read-without-quorum", "pauses", ("index-replay",)),
-    Tooth("double-credit", "leader-kill", ("index-replay",)),
-    Tooth("blind-digest", "leader-kill", ("index-replay",)),
+    Tooth(STOCK, "all-power-lost", LOST),
+    Tooth(STOCK, "leader-kill", (*LOST, "false_acks", "stale")),
+    Tooth("no-sync", "all-power-lost", LOST),
+    Tooth("lying-sync", "all-power-lost", LOST),
+    Tooth("keys-not-in-snapshot", "snapshot-storm", ("idempotence", "answers", "resolved", "digests")),
+    Tooth("read-without-quorum", "dc-cut", ("stale", "reads")),
+    Tooth("double-credit", "leader-kill", WRONG),
+    Tooth("blind-digest", "leader-kill", (*WRONG, "journals")),
 )
 
 
