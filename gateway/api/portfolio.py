@@ -149,6 +149,7 @@ def _body(view: PortfolioView, *, index: int, source: str) -> dict[str, Any]:
         "positions": [_position(one) for one in view.positions],
         "equity": view.equity,
         "incomplete": view.incomplete,
+        "basis_pending": view.basis_pending,
         "prices_stale": any(one.price_stale for one in view.positions if one.qty),
     }
     plain: dict[str, Any] = context.plain(found)

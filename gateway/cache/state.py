@@ -16,7 +16,7 @@ from gateway.events import Position
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.cache")
 
-FORMAT = 1
+FORMAT = 2
 WRITES_MAX = 2_000
 """Fields in one call of the script: it blocks the server while it runs."""
 TIMEOUT_S = 1.0

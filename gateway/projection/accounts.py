@@ -71,17 +71,19 @@ class Account(Struct):
     orders: dict[str, OpenOrder] = {}
 
 
-class _Field(Struct):
-    """What the cache holds: one account, or (under `@`) assets and instruments."""
-
-    account: Account | None = None
-    scales: dict[str, int] | None = None
-    instruments: dict[str, Instrument] | None = None
+class _Catalogue(Struct):
+    scales: dict[str, int]
+    instruments: dict[str, Instrument]
 
 
+# Fields in the cache: what changes by itself is one, so that a fill of a busy account writes three small ones, and not
+# a thousand orders. `anna`: that there is such an account; `anna USD`: a balance; `#17`: an open order.
 CATALOGUE = "@catalogue"
+ORDER = "#"
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Field).decode
+_decode_catalogue = msgspec.msgpack.Decoder(_Catalogue).decode
+_decode_balance = msgspec.msgpack.Decoder(Balance).decode
+_decode_order = msgspec.msgpack.Decoder(OpenOrder).decode
 
 
 class Accounts:
@@ -130,6 +132,7 @@ class Accounts:
                 for one in row["balances"]:
                     available, held = Decimal(one["available"]), Decimal(one["held"])
                     account.balances[one["asset"]] = Balance(available + held, held)
+                    self.touch(f"{row['account']} {one['asset']}")
             case "orders":
                 self._order_row(row)
 
@@ -141,21 +144,39 @@ class Accounts:
 
     def fields(self) -> Iterable[str]:
         yield CATALOGUE
-        yield from self.accounts
+        for name, account in self.accounts.items():
+            yield name
+            for asset in account.balances:
+                yield f"{name} {asset}"
+        for order_id in self.orders:
+            yield ORDER + order_id
 
     def dump(self, field: str) -> bytes | None:
         if field == CATALOGUE:
-            return _encode(_Field(scales=self.scales, instruments=self.instruments))
-        account = self.accounts.get(field)
-        return None if account is None else _encode(_Field(account=account))
+            return _encode(_Catalogue(self.scales, self.instruments))
+        if field.startswith(ORDER):
+            order = self.orders.get(field[1:])
+            return None if order is None else _encode(order)
+        name, _, asset = field.partition(" ")
+        account = self.accounts.get(name)
+        if account is None:
+            return None
+        balance = account.balances.get(asset)
+        return b"" if not asset else None if balance is None else _encode(balance)
 
     def load(self, field: str, value: bytes) -> None:
-        found = _decode(value)
         if field == CATALOGUE:
-            self.scales, self.instruments = found.scales or {}, found.instruments or {}
-        elif found.account is not None:
-            self.accounts[field] = found.account
-            self.orders |= found.account.orders
+            found = _decode_catalogue(value)
+            self.scales.update(found.scales)
+            self.instruments.update(found.instruments)
+        elif field.startswith(ORDER):
+            order = _decode_order(value)
+            self.orders[order.order_id] = self._account(order.account).orders[order.order_id] = order
+        else:
+            name, _, asset = field.partition(" ")
+            account = self._account(name)
+            if asset:
+                account.balances[asset] = _decode_balance(value)
 
     # ---- rows and events ----
 
@@ -177,16 +198,22 @@ class Accounts:
             hold=Decimal(row["hold"]),
             expires_at=row["expires_at"],
         )
+        self._add_order(order)
+
+    def _add_order(self, order: OpenOrder) -> None:
         self.orders[order.order_id] = self._account(order.account).orders[order.order_id] = order
+        self.touch(ORDER + order.order_id)
 
     def _account(self, name: str) -> Account:
         account = self.accounts.get(name)
         if account is None:
             account = self.accounts[name] = Account(name, {}, {})
-        self.touch(name)
+            self.touch(name)
         return account
 
     def _balance(self, name: str, asset: str) -> Balance:
+        """To be changed."""
+        self.touch(f"{name} {asset}")
         balances = self._account(name).balances
         balance = balances.get(asset)
         if balance is None:
@@ -227,7 +254,7 @@ class Accounts:
             hold=event.hold,
             expires_at=event.expires_at,
         )
-        self.orders[order.order_id] = self._account(event.account).orders[order.order_id] = order
+        self._add_order(order)
         self._balance(event.account, _held_asset(instrument, event.side)).held += event.hold
 
     def _traded(self, event: Traded) -> None:
@@ -248,6 +275,7 @@ class Accounts:
                 quote.owned += event.notional - fee
             held.held -= spent
             order = self.orders[order_id]
+            self.touch(ORDER + order_id)
             order.hold -= spent
             order.filled_qty += event.qty
             if order.leaves_qty is not None:
@@ -255,6 +283,7 @@ class Accounts:
 
     def _release(self, order_id: str, units: int) -> None:
         order = self.orders[order_id]
+        self.touch(ORDER + order_id)
         asset = _held_asset(self.instruments[order.symbol], order.side)
         amount = Decimal(units).scaleb(-self.scales[asset])
         order.hold -= amount

@@ -62,6 +62,7 @@ class Projection:
         self.position: Position | None = None
         self.on_batch: list[Callable[[Batch], None]] = []
         self.on_reset: list[Callable[[], None]] = []
+        self.on_rebuilt: list[Callable[[Position], None]] = []
         self.rebuilding = False
         self.rows = 0
         self.cache_state = "none" if cache is None else "starting"
@@ -163,6 +164,8 @@ class Projection:
         self.rebuilding = False
         self._clear_cache = True
         self._move(position, self._snapshot_us)
+        for hook in self.on_rebuilt:
+            hook(position)
         log.info("rebuilt from a snapshot", rows=self.rows, position=str(position))
 
     # ---- the cache ----

@@ -138,8 +138,11 @@ class Leaderboard:
         standing = self.standings.setdefault(account, Standing(bases={}))
         if standing.worth >= WORTH_MIN and before > 0:
             standing.growth *= before / standing.worth
-        standing.worth = after
-        self.touch(account)
+            if before != standing.worth:
+                self.touch(account)
+        if standing.worth != after:
+            standing.worth = after
+            self.touch(account)
 
     def _worth(self, name: str) -> float | None:
         """None where something that is held has no price: half of it would look like a loss."""
@@ -180,6 +183,7 @@ class Leaderboard:
                 known = standing.bases.get(period)
                 if known is None or known[0] != label:
                     standing.bases[period] = (label, standing.growth)
+                    self.touch(name)
             if worth < WORTH_MIN or self._hidden(name):
                 continue
             for period in Period:

@@ -5,6 +5,7 @@ the currency's smallest unit, the rest stays. Fees belong to cost and proceeds. 
 of shares, a past that is gone) has none, and a sale of it is no gain or loss but a quantity without a basis.
 """
 
+from bisect import bisect_left, insort
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 
@@ -19,12 +20,16 @@ YEARS_MAX = 60
 
 
 class Lot(Struct, array_like=True):
-    """cost: of all of it, fees included, in `currency`; None: unknown. at_us: when it was acquired."""
+    """cost: of all of it, fees included, in `currency`; None: unknown. at_us: when it was acquired.
+
+    number: in the order in which its holding got them.
+    """
 
     qty: Decimal
     cost: Decimal | None
     currency: str
     at_us: int
+    number: int = 0
 
 
 class Sale(Struct, array_like=True, frozen=True):
@@ -37,10 +42,22 @@ class Sale(Struct, array_like=True, frozen=True):
     currency: str
     acquired_us: int
     sold_us: int
+    number: int = 0
+    """In the order of its account's sales."""
 
     @property
     def gain(self) -> Decimal | None:
         return None if self.cost is None else self.proceeds - self.cost
+
+
+class Totals(Struct):
+    """What a holding came to: all of it but the lots."""
+
+    realised: dict[str, Decimal]
+    by_year: dict[str, Decimal]
+    fees: dict[str, Decimal]
+    no_basis: Decimal
+    bought: int
 
 
 class Holding(Struct):
@@ -52,6 +69,26 @@ class Holding(Struct):
     fees: dict[str, Decimal] = {}
     no_basis: Decimal = ZERO
     """Sold so far without a known cost."""
+    bought: int = 0
+    """The number of the newest lot."""
+    changed: list[int] = []
+    """Numbers of lots that changed, came or went since somebody took them down."""
+
+    @property
+    def totals(self) -> Totals:
+        return Totals(self.realised, self.by_year, self.fees, self.no_basis, self.bought)
+
+    def put_totals(self, totals: Totals) -> None:
+        self.realised, self.by_year, self.fees = totals.realised, totals.by_year, totals.fees
+        self.no_basis, self.bought = totals.no_basis, totals.bought
+
+    def put_lot(self, lot: Lot) -> None:
+        """A lot with its number, at its place."""
+        insort(self.lots, lot, key=lambda one: one.number)
+
+    def lot(self, number: int) -> Lot | None:
+        place = bisect_left(self.lots, number, key=lambda one: one.number)
+        return self.lots[place] if place < len(self.lots) and self.lots[place].number == number else None
 
     @property
     def qty(self) -> Decimal:
@@ -63,7 +100,9 @@ class Holding(Struct):
         return sum((lot.qty for lot in known), ZERO), sum((lot.cost or ZERO for lot in known), ZERO)
 
     def acquire(self, lot: Lot) -> None:
-        self.lots.append(lot)
+        self.bought += 1
+        self.lots.append(Lot(lot.qty, lot.cost, lot.currency, lot.at_us, self.bought))
+        self.changed.append(self.bought)
         if len(self.lots) > LOTS_MAX:
             self._merge()
 
@@ -72,10 +111,12 @@ class Holding(Struct):
             old, next_ = self.lots[place], self.lots[place + 1]
             if (old.cost is None) == (next_.cost is None) and old.currency == next_.currency:
                 cost = None if old.cost is None or next_.cost is None else old.cost + next_.cost
-                self.lots[place : place + 2] = [Lot(old.qty + next_.qty, cost, old.currency, old.at_us)]
+                self.lots[place : place + 2] = [Lot(old.qty + next_.qty, cost, old.currency, old.at_us, old.number)]
+                self.changed += (old.number, next_.number)
                 return
         old, next_ = self.lots[0], self.lots[1]
-        self.lots[:2] = [Lot(old.qty + next_.qty, None, "", old.at_us)]
+        self.lots[:2] = [Lot(old.qty + next_.qty, None, "", old.at_us, old.number)]
+        self.changed += (old.number, next_.number)
 
     def take(self, qty: Decimal, exponent: Decimal) -> list[Lot]:
         """Take out the oldest lots up to a quantity; the last one may be a part. exponent: the currency's unit.
@@ -85,6 +126,7 @@ class Holding(Struct):
         taken: list[Lot] = []
         while qty and self.lots:
             lot = self.lots[0]
+            self.changed.append(lot.number)
             if lot.qty <= qty:
                 taken.append(self.lots.pop(0))
                 qty -= lot.qty
