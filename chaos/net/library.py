@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import itertools
 import sys
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -28,8 +29,9 @@ class Api:
 
     def __init__(self, port: int) -> None:
         self._at = f"http://{HOST}:{port}"
-        library = _copy(_Requests())
-        self._server = library.Toxiproxy()
+        self._talker = _Requests()
+        self._library: Any = _copy(self._talker)
+        self._server = self._library.Toxiproxy()
         self._server.update_api_consumer(HOST, port)
 
     def create(self, name: str, listen: str, upstream: str) -> None:
@@ -39,59 +41,73 @@ class Api:
         if (proxy.listen, proxy.upstream, proxy.enabled) != (listen, upstream, False):
             raise Refused(f"asked for {listen} to {upstream}, got {proxy}")
 
-    def put(self, proxy: str, toxic: Toxic) -> None:
-        """Add a toxic or change the one of that name. Raises Refused: it does not read back as it was meant."""
-        standing = self._there(proxy).get_toxic(toxic.name)
-        body = {"attributes": toxic.attributes, "toxicity": toxic.toxicity}
+    def put(self, name: str, toxics: Sequence[Toxic]) -> None:
+        """Add toxics, or change those of these names. Raises Refused: one does not read back as it was meant."""
+        proxy = self.proxy(name)
+        standing = {one.name: one for one in proxy.toxics}
+        try:
+            for toxic in toxics:
+                self._put(proxy, toxic, standing.get(toxic.name))
+            found = self.proxy(name).toxics
+            if wrong := [toxic for toxic in toxics if toxic not in found]:
+                raise Refused(
+                    f"asked for {wrong[0]}, reads back as {[one for one in found if one.name == wrong[0].name]}"
+                )
+        except Refused:
+            self.remove(name, [toxic.name for toxic in toxics if toxic.name not in standing])
+            raise
+
+    def _put(self, proxy: Proxy, toxic: Toxic, standing: Toxic | None) -> None:
         if standing is None:
-            self._there(proxy).add_toxic(**msgspec.to_builtins(toxic))
+            self._thing(proxy).add_toxic(**msgspec.to_builtins(toxic))
         elif (standing.type, standing.stream) == (toxic.type, toxic.stream):
-            self._patch(f"/proxies/{proxy}/toxics/{toxic.name}", body)
+            body = {"attributes": toxic.attributes, "toxicity": toxic.toxicity}
+            self._patch(f"/proxies/{proxy.name}/toxics/{toxic.name}", body)
         else:
             raise Refused(f"{toxic.name} is a {standing.type} of {standing.stream} already")
-        found = {one.name: one for one in self.proxy(proxy).toxics}.get(toxic.name)
-        if found != toxic:
-            if found is not None:
-                self.remove(proxy, toxic.name)
-            raise Refused(f"asked for {toxic}, reads back as {found}")
 
-    def remove(self, proxy: str, toxic: str) -> None:
-        """One that is not there is no error."""
-        there = self._there(proxy)
-        if there.get_toxic(toxic) is not None:
-            there.destroy_toxic(toxic)
-        if any(one.name == toxic for one in self.proxy(proxy).toxics):
-            raise Refused(f"{toxic} was removed and is still there")
+    def remove(self, name: str, toxics: Iterable[str]) -> None:
+        """Those that are not there are no error."""
+        proxy = self.proxy(name)
+        there = {one.name for one in proxy.toxics} & set(toxics)
+        for toxic in sorted(there):
+            self._thing(proxy).destroy_toxic(toxic)
+        if there and (left := there & {one.name for one in self.proxy(name).toxics}):
+            raise Refused(f"{', '.join(sorted(left))} was removed and is still there")
 
-    def enable(self, proxy: str, enabled: bool) -> None:
+    def enable(self, name: str, enabled: bool) -> None:
         """Off: connections end, the port is closed. Raises Refused: the port is in use."""
+        if self.proxy(name).enabled == enabled:
+            return
         # The library has this by a POST that the server deprecates.
-        if self.proxy(proxy).enabled != enabled:
-            self._patch(f"/proxies/{proxy}", {"enabled": enabled})
-        if self.proxy(proxy).enabled != enabled:
-            raise Refused(f"{proxy} stays {'off' if enabled else 'on'}")
+        self._patch(f"/proxies/{name}", {"enabled": enabled})
+        if self.proxy(name).enabled != enabled:
+            raise Refused(f"{name} stays {'off' if enabled else 'on'}")
 
     def proxy(self, name: str) -> Proxy:
         """As the server sees it now."""
-        answer = _Requests().get(f"{self._at}/proxies/{name}")
+        answer = _checked(self._talker.get(f"{self._at}/proxies/{name}"))
         try:
-            return msgspec.json.decode(_checked(answer).content, type=Proxy)
+            return msgspec.json.decode(answer.content, type=Proxy)
         except msgspec.DecodeError as error:
             raise Wedged(f"no proxy, but {answer.content[:200]!r}") from error
 
-    def _there(self, proxy: str) -> Any:
-        """The library's object, made anew each time: it goes stale."""
-        found = self._server.get_proxy(proxy)
-        if found is None:
-            raise Refused(f"the server has no proxy {proxy}")
-        return found
+    def _thing(self, proxy: Proxy) -> Any:
+        """The library's object. It goes stale, so that it is made anew each time."""
+        return self._library.Proxy(name=proxy.name, upstream=proxy.upstream, enabled=proxy.enabled, listen=proxy.listen)
 
     def _patch(self, path: str, body: dict[str, Any]) -> None:
-        _checked(_Requests().patch(self._at + path, json=body))
+        _checked(self._talker.patch(self._at + path, json=body))
 
 
 class _Requests:
     """Stands where the library expects the module `requests`."""
+
+    def __init__(self) -> None:
+        self._session = requests.Session()
+        self._session.trust_env = False
+        # One that the server closed meanwhile would look like a server that hangs.
+        self._session.headers["Connection"] = "close"
 
     def get(self, url: str, **more: Any) -> requests.Response:
         return self._send("GET", url, **more)
@@ -106,12 +122,10 @@ class _Requests:
         return self._send("DELETE", url, **more)
 
     def _send(self, method: str, url: str, **more: Any) -> requests.Response:
-        with requests.Session() as session:
-            session.trust_env = False
-            try:
-                return session.request(method, url, timeout=TIMEOUT_S, **more)
-            except requests.RequestException as error:
-                raise Wedged(f"{method} {url}: {type(error).__name__} within {TIMEOUT_S:g} s") from error
+        try:
+            return self._session.request(method, url, timeout=TIMEOUT_S, **more)
+        except requests.RequestException as error:
+            raise Wedged(f"{method} {url}: {type(error).__name__} within {TIMEOUT_S:g} s") from error
 
 
 def _checked(response: requests.Response) -> requests.Response:

@@ -110,7 +110,7 @@ def _build(api: "Api", cut: Cut) -> None:
     """Faults first, so that nothing passes before they stand."""
     (host, port), (target_host, target_port) = cut.link.listen, cut.link.target_at
     api.create(cut.proxy, f"{host}:{port}", f"{target_host}:{target_port}")
-    for toxic in cut.toxics.values():
-        api.put(cut.proxy, toxic)
+    if cut.toxics:
+        api.put(cut.proxy, list(cut.toxics.values()))
     if cut.enabled:
         api.enable(cut.proxy, True)

@@ -15,7 +15,7 @@ from chaos.net.links import Link, NotCut, Way, check_links
 from chaos.net.ports import NoPort
 from chaos.net.server import NoServer
 from chaos.net.side import Cut, Side
-from chaos.net.told import Refused, Toxic, Wedged
+from chaos.net.told import Toxic, Wedged
 from chaos.net.traffic import SEEN_WITHIN_S, STILL_S, Traffic, refused, traffic
 
 if TYPE_CHECKING:
@@ -145,18 +145,14 @@ class ToxiproxyNetwork:
     async def toxic(self, name: str, kind: str, attributes: dict[str, int], way: Way = "both") -> None:
         """Any toxic of the server's. Raises NotCut: it does not read back as it was meant."""
         side, cut = await self._touch(name)
-        for stream in STREAMS[way]:
-            toxic = Toxic(f"{kind}_{stream}", kind, stream, attributes)
-            before = cut.toxics.get(toxic.name)
-            cut.toxics[toxic.name] = toxic
-            try:
-                await side.tell(name, partial(_put, proxy=cut.proxy, toxic=toxic))
-            except NotCut:
-                if before is None:
-                    del cut.toxics[toxic.name]
-                else:
-                    cut.toxics[toxic.name] = before
-                raise
+        before = dict(cut.toxics)
+        toxics = [Toxic(f"{kind}_{stream}", kind, stream, attributes) for stream in STREAMS[way]]
+        cut.toxics.update((toxic.name, toxic) for toxic in toxics)
+        try:
+            await side.tell(name, partial(_put, proxy=cut.proxy, toxics=toxics))
+        except NotCut:
+            cut.toxics = before
+            raise
 
     async def heal(self, name: str) -> None:
         side, cut = await self._touch(name)
@@ -225,13 +221,10 @@ class ToxiproxyNetwork:
         return (await asyncio.to_thread(traffic, link, side.server.pid)).stuck_since(before)
 
 
-def _put(api: "Api", proxy: str, toxic: Toxic) -> None:
-    api.put(proxy, toxic)
+def _put(api: "Api", proxy: str, toxics: Sequence[Toxic]) -> None:
+    api.put(proxy, toxics)
 
 
 def _heal(api: "Api", proxy: str, toxics: Sequence[str]) -> None:
-    for toxic in toxics:
-        api.remove(proxy, toxic)
+    api.remove(proxy, toxics)
     api.enable(proxy, True)
-    if standing := api.proxy(proxy).toxics:
-        raise Refused(f"still there: {', '.join(toxic.name for toxic in standing)}")
