@@ -17,6 +17,8 @@ from chaos.work.operation import Reply, Request, operate
 from chaos.work.process import Process
 
 TIMEOUT_S = 120.0
+KEYS_PER_S_MIN = 200
+"""How fast keys are read at the least; a long run has many, and more time."""
 QUIET_S = 1.5
 """Beyond the deadline of the last call: by then no member still holds a command that nobody waits for."""
 SITES_S = 30.0
@@ -41,9 +43,10 @@ async def read_final(context: Context, *, healed_at_ns: int, timeout_s: float = 
     """Read everything back. Call it when the workloads have stopped and every fault is healed.
 
     healed_at_ns: the monotonic clock when the last fault was taken away; convergence counts from there.
-    What could not be read in time is missing, and `complete` false, with why.
+    timeout_s: for all that is not a read of a key. What could not be read in time is missing, and `complete` false,
+    with why.
     """
-    reading = _Reading(context, time.monotonic() + timeout_s)
+    reading = _Reading(context, timeout_s)
     try:
         sites = asyncio.ensure_future(reading.sites(healed_at_ns))
         final = await reading.cluster()
@@ -58,7 +61,7 @@ async def read_final(context: Context, *, healed_at_ns: int, timeout_s: float = 
 async def read_after_restart(context: Context, final: Final, *, timeout_s: float = TIMEOUT_S) -> Final:
     """The same once more when all members were stopped and started: their digests, and what they now say of keys and
     balances, in place of what they said before. A member that forgot something contradicts the history."""
-    reading = _Reading(context, time.monotonic() + timeout_s)
+    reading = _Reading(context, timeout_s)
     try:
         again = await reading.cluster()
         whole = final.complete and not reading.missing
@@ -77,11 +80,11 @@ async def read_after_restart(context: Context, final: Final, *, timeout_s: float
 
 
 class _Reading:
-    """deadline: of all of it, on the monotonic clock. missing: what could not be read, in words."""
+    """missing: what could not be read, in words."""
 
-    def __init__(self, context: Context, deadline: float) -> None:
+    def __init__(self, context: Context, timeout_s: float) -> None:
         self._context = context
-        self._deadline = deadline
+        self._deadline = time.monotonic() + timeout_s + len(context.keys) / KEYS_PER_S_MIN
         self._connections: list[Connections] = []
         self.missing: list[str] = []
 
