@@ -55,8 +55,9 @@ class ToxiproxyNetwork:
             side = self._sides.setdefault(link.dialer, Side(link.dialer, self._log(link.dialer), self.restarts))
             side.add(link)
         try:
-            for side in self._sides.values():
-                await side.start()
+            started = await asyncio.gather(*(side.start() for side in self._sides.values()), return_exceptions=True)
+            if failed := [error for error in started if error is not None]:
+                raise failed[0]
         except (NotCut, NoServer, NoPort, Wedged) as error:
             await self.close()
             raise NotCut(str(error)) from error

@@ -38,6 +38,7 @@ class Echo:
         self.reads = asyncio.Event()
         self.reads.set()
         self.arrivals: list[bytes] = []
+        self.writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -65,6 +66,7 @@ class Echo:
         number = len(self.got)
         self.got.append(bytearray())
         self.ended.append(False)
+        self.writers.append(writer)
         try:
             while True:
                 await self.reads.wait()

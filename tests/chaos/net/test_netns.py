@@ -72,7 +72,10 @@ def test_one_way_alone_is_cut(way: Way) -> None:
         await client.talk(b"before")
         await network.stall(NAME, way)
         client.say(b"said")
-        if way == "to_dialer":
+        if way == "to_target":
+            at.echo.writers[0].write(b"push")
+            assert await client.hear(4) == b"push"
+        else:
             await until(lambda: at.echo.got == [b"beforesaid"], "the target hears")
         assert await client.silent()
         assert at.echo.got == [b"beforesaid" if way == "to_dialer" else b"before"]

@@ -75,6 +75,8 @@ def test_one_way_to_the_target_is_cut_and_the_other_passes(make: Make, verb: str
                 assert await client.hear(5) == b"heard"
                 await at.network.stall(NAME, "to_target")
                 client.say(b"unheard")
+                at.echo.writers[0].write(b"push")
+                assert await client.hear(4) == b"push"
                 assert await client.silent()
                 assert at.echo.got[0] == b"beforeheard"
             else:
