@@ -39,6 +39,14 @@ class BookNotWhole(NodeError):
     retry_after_s = 1.0
 
 
+class BookNotFound(NodeError):
+    """This venue gives no book of this symbol."""
+
+    status = 404
+    number = 1057
+    error = "book_not_found"
+
+
 class PastGone(NodeError):
     """This gateway shows the newest state only; what is asked for lies before it."""
 

@@ -14,7 +14,7 @@ from gateway.api import context
 from gateway.api.context import ACCOUNT_READS, CORE, RELAY, TRADER_READS, Age
 from gateway.api.errors import NoNode, NoParquet, PastGone, TooManyRows
 from gateway.api.portfolio import lot_rows, reflects
-from gateway.api.relay import answer_of
+from gateway.api.relay import read_of
 from node.errors import NodeError, ReadTimeout
 
 PAGE_ROWS = 1_000
@@ -44,7 +44,7 @@ async def trades(request: web.Request) -> web.Response:
     core, relay = request.app[CORE], request.app[RELAY]
     query = request.rel_url.update_query(account=account).raw_query_string
     try:
-        return answer_of(await relay.send("GET", "/v1/trades", query=query, headers=request.headers))
+        return read_of(request, await relay.send("GET", "/v1/trades", query=query, headers=request.headers))
     except (NoNode, ReadTimeout) as error:
         why = await reflects(request)
         if why or "page_token" in request.query:

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from gateway.api import context
 from gateway.api.context import CORE, METRICS, Age, rfc3339
-from gateway.api.errors import BookNotWhole, SymbolNotFound
+from gateway.api.errors import BookNotFound, BookNotWhole, SymbolNotFound
 from gateway.core import Core
 from gateway.feeds.ticks import SUSPECT, BookDiff, Level, Quote, Trade, decimal_text
 from gateway.market.candles import INTERVALS_US, Candle
@@ -234,6 +234,8 @@ async def book(request: web.Request) -> web.Response:
             body = {"type": "snapshot", "symbol": symbol, "venue": venue, "seq": 0, "bids": [], "asks": []}
             return context.respond(request, body | {"recovered": since < 0, "checksum": 0}, age, cache=SECOND)
         whole = ", ".join(books.venues(symbol)) or "none"
+        if not books.had(symbol, venue):
+            raise BookNotFound(f"{venue!r} gives no book of {symbol!r}; whole ones: {whole}", field="venue")
         raise BookNotWhole(f"there is no whole book of {symbol!r} at {venue!r} now; whole ones: {whole}")
     body = {
         "type": "snapshot",

@@ -10,7 +10,7 @@ from msgspec import Struct
 from gateway.api import context
 from gateway.api.context import ACCOUNT_READS, CORE, METRICS, RELAY, Age, rfc3339
 from gateway.api.errors import AccountNotFound, NoNode
-from gateway.api.relay import Said, answer_of
+from gateway.api.relay import Said, answer_of, is_linearizable
 from gateway.core import Core
 from gateway.projection.accounts import Account, Balance
 from gateway.views.lots import ZERO
@@ -93,7 +93,8 @@ async def portfolio(request: web.Request) -> web.Response:
         return answer_of(said)
     index = int(said.headers.get("X-Log-Index", "0"))
     body = _body(_combined(core, name, said.body), index=index, source="node")
-    return _respond(request, body, context.now(), index)
+    # At the reader's token a node answers from what it has, which is nothing older, and may be anything newer.
+    return _respond(request, body, context.now() if is_linearizable(request) else Age(0), index)
 
 
 async def ask_node(request: web.Request, account: str, why: str) -> Said:

@@ -211,7 +211,22 @@ async def relayed(relay: Relay, request: web.Request) -> web.Response:
         key=key_of(request, body),
         timeout_s=timeout_s_of(request),
     )
-    return answer_of(said)
+    return read_of(request, said) if request.method in ("GET", "HEAD") else answer_of(said)
+
+
+def read_of(request: web.Request, said: Said) -> web.Response:
+    """A node's answer to a read. What one replica has, if at a token's index, may be of any age: that is said."""
+    response = answer_of(said)
+    if not is_linearizable(request):
+        response.headers["X-As-Of"], response.headers["X-Staleness-Ms"] = "never", "-1"
+    return response
+
+
+def is_linearizable(request: web.Request) -> bool:
+    """Whether a node asks the others before it answers this read, as nodes see it."""
+    return (
+        request.query.get("consistency", "linearizable") == "linearizable" and "X-Session-Token" not in request.headers
+    )
 
 
 def answer_of(said: Said) -> web.Response:
@@ -231,4 +246,4 @@ async def settled(relay: Relay, *, timeout_ms: int) -> None:
         await asyncio.sleep(0.01)
 
 
-__all__ = ["NodeError", "Relay", "Said", "answer_of", "key_of", "relayed", "settled"]
+__all__ = ["NodeError", "Relay", "Said", "answer_of", "is_linearizable", "key_of", "read_of", "relayed", "settled"]

@@ -55,6 +55,7 @@ class Books:
         self.breaks = 0
         """Books that were taken down because something of them was missed."""
         self._books: dict[tuple[str, str], _Book] = {}
+        self._had: set[tuple[str, str]] = set()
 
     def apply(self, ticks: Iterable[Tick]) -> None:
         for tick in ticks:
@@ -66,6 +67,7 @@ class Books:
                 self._break(tick)
 
     def _snapshot(self, tick: BookSnapshot) -> None:
+        self._had.add((tick.symbol, tick.venue))
         try:
             self._books[(tick.symbol, tick.venue)] = _Book(tick)
         except BadFrame:
@@ -117,6 +119,10 @@ class Books:
         if not book.diffs or seq < book.diffs[0].seq - 1:
             return None
         return [diff for diff in book.diffs if diff.seq > seq]
+
+    def had(self, symbol: str, venue: str) -> bool:
+        """Whether there ever was one, so that another is to come."""
+        return (symbol, venue) in self._had
 
     def venues(self, symbol: str) -> list[str]:
         """Who has a whole book of this symbol, by name."""

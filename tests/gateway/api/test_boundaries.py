@@ -60,6 +60,7 @@ async def test_a_gateway_that_is_behind_asks_a_node_and_never_shows_an_older_por
             found = await site.ask("/v1/portfolio", X_Session_Token=session)
             assert (held(found.body, "AAPL"), cash(found.body)) == ("1010", "99000")
             assert found.body["source"] == "node"
+            assert found.staleness_ms == -1, "a node that is cut off answers at a token too; nobody knows how old it is"
             # What the gateway knows of costs is of before: it is left out rather than mixed in.
             row = next(one for one in found.body["positions"] if one["asset"] == "AAPL")
             assert (row["cost"], row["unrealised"], row["basis_unknown_qty"]) == (None, None, "1010")

@@ -131,6 +131,10 @@ async def test_a_book_is_a_snapshot_then_diffs_and_one_that_missed_something_is_
 async def test_our_own_venue_is_one_of_them(tmp_path: Path) -> None:
     async with market(tmp_path) as (solo, (site,)):
         empty = await site.ask("/v1/market/book?symbol=AAPL-USD")
+        # A venue that never gave one, or that nobody knows, is not worth coming back for.
+        for venue in ("sim-a", "nowhere"):
+            never = await site.ask(f"/v1/market/book?symbol=AAPL-USD&venue={venue}")
+            assert (never.status, never.body["error"], never.body["field"]) == (404, "book_not_found", "venue")
         assert (empty.status, empty.body["bids"], empty.body["asks"]) == (200, [], [])
         await trades(solo)
         bert = await solo.stream("trader", "bert")

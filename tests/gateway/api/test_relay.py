@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.gateway.api.sites import Site, market, sites, trades, url
 from tests.node.fakes import free_ports
@@ -27,6 +28,22 @@ async def test_an_order_and_its_answer_are_the_nodes_own(tmp_path: Path) -> None
             assert shown.raw == await response.read()
         gone = await site.ask("/v1/orders?client_order_id=k-1", method="DELETE", Idempotency_Key="k-2")
         assert (gone.status, gone.body["status"]) == (200, "canceled")
+
+
+async def test_a_read_that_may_be_of_any_age_is_not_called_fresh(tmp_path: Path) -> None:
+    async with market(tmp_path) as (solo, (site,)):
+        token = await trades(solo)
+        found: tuple[tuple[str, dict[str, Any], int], ...] = (
+            ("/v1/accounts/anna", {}, 0),
+            ("/v1/accounts/anna?consistency=linearizable", {}, 0),
+            ("/v1/accounts/anna?consistency=local", {}, -1),
+            ("/v1/accounts/anna", {"X_Session_Token": token}, -1),
+            ("/v1/history/trades?consistency=local", {}, -1),
+        )
+        for path, headers, staleness_ms in found:
+            answer = await site.ask(path, **headers)
+            assert (answer.status, answer.staleness_ms) == (200, staleness_ms), (path, answer.body)
+            assert (answer.headers["X-As-Of"] == "never") is (staleness_ms < 0)
 
 
 async def test_refusals_are_the_nodes_own(tmp_path: Path) -> None:
