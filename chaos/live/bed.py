@@ -197,7 +197,10 @@ class Bed:
 
     async def is_ready(self, name: str) -> bool:
         answer = await self.ask(name, "/readyz")
-        return answer is not None and answer.status == 200
+        if answer is None or answer.status != 200:
+            return False
+        said = msgspec.json.decode(answer.body)
+        return name in (said.get("member"), said.get("gateway"))
 
     async def wait_ready(self, names: Sequence[str], *, timeout_ms: int = READY_TIMEOUT_MS) -> None:
         """Raises LaunchError."""

@@ -78,9 +78,6 @@ class Armed:
         self._reached: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def count(self, step: str) -> int:
-        return self._reached.get(step, 0)
-
     def reached(self, step: str) -> None:
         with self._lock:
             count = self._reached[step] = self._reached.get(step, 0) + 1
