@@ -30,6 +30,8 @@ STOP_TIMEOUT_MS = 15_000
 KILL_TIMEOUT_MS = 10_000
 """A thread that is inside a disk sync ends behind it, and until then the process has its ports."""
 PORTS_TIMEOUT_MS = 1_000
+LEFT_TIMEOUT_MS = 12_000
+"""Workers that lost their gateway send their clients away in steps."""
 POLL_MS = 50
 READY_BYTES_MAX = 4_096
 LOG_LINES = 12
@@ -264,18 +266,25 @@ class Launcher:
         """
         if not self.signal(name, signal.SIGKILL):
             return False
-        self._wait_gone(name)
+        self._wait_gone(name, signal.SIGKILL)
         return True
 
-    def _wait_gone(self, name: str) -> None:
-        """Wait for the end of a member that was told to end or that is dying, and forget it. Raises StillRuns."""
+    def _wait_gone(self, name: str, left_get: signal.Signals = signal.SIGTERM) -> None:
+        """Wait for the end of a member that was told to end or that is dying, and forget it. Raises StillRuns.
+
+        left_get: what processes get that it had started and did not end: workers of a gateway that was killed hold its
+        port for some seconds longer.
+        """
         process = self._read_pid(name)
         if process is None:
             return
         if not _ends(process, KILL_TIMEOUT_MS / 1000):
             raise StillRuns(f"{name} (pid {process.pid}) was killed and is not gone after {KILL_TIMEOUT_MS / 1000:g} s")
         _reap()
-        deadline = time.monotonic() + PORTS_TIMEOUT_MS / 1000
+        left = _left_of(process)
+        for pid in left:
+            _signal_left(pid, process, left_get)
+        deadline = time.monotonic() + (LEFT_TIMEOUT_MS if left else PORTS_TIMEOUT_MS) / 1000
         member = self.members.get(name) or self.gateways.get(
             name
         )  # none: it was removed, and nobody else needs its ports
@@ -418,10 +427,43 @@ def _stat(pid: int) -> tuple[str, Process] | None:
     try:
         # The name in field 2 may hold spaces and brackets; all that follows it is split by spaces.
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        boot = _boot()
     except OSError:
         return None
     return fields[0], Process(pid, int(fields[19]), boot)
+
+
+def _left_of(process: Process) -> list[int]:
+    """Who still runs of the session that a process led, now that it has ended."""
+    now = _stat(process.pid)
+    if process.boot != _boot() or (now is not None and now[1] != process):
+        # The pid was given out again. The system does not do that before a session's last process is gone.
+        return []
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if pid != process.pid and _session(pid) == process.pid]
+
+
+def _signal_left(pid: int, process: Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if _session(pid) == process.pid:
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
+
+
+def _session(pid: int) -> int:
+    """The session of a process that runs; 0: there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in ("Z", "X") else int(fields[3])
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
 
 def death_wish(parent: int) -> Callable[[], None]:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -40,6 +41,9 @@ def main() -> None:
         time.sleep(60)
     if mood == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if mood == "works":  # as a gateway with workers
+        child = subprocess.Popen(["sleep", "60"])
+        config.with_suffix(".child").write_text(str(child.pid))
     topology = read_topology(config.parent / "../topology.toml")
     member = topology.member(config.stem)
     cluster_id = "another" if mood == "another" else topology.cluster_id
