@@ -35,11 +35,13 @@ class Force:
         self.targets = bite.targets or begin.targets
         self.detail = {**begin.detail, **bite.detail}
         self.begin_ns = begin.at_ns
+        # Putting a fault in takes time, and `begin` is written after it.
+        self.started_ns = begin.at_ns - int(self.detail.get("took_ms", 0)) * 1_000_000
         self.bite_ns = bite.at_ns
         self.end_ns = end_ns
         # Taking a fault away takes time, and `end` is written after it.
         held_ns = int(planned.for_s * 1e9) if planned is not None else NEVER_NS
-        self.until_ns = min(end_ns, begin.at_ns - int(self.detail.get("took_ms", 0)) * 1_000_000 + held_ns)
+        self.until_ns = min(end_ns, self.started_ns + held_ns)
 
     @property
     def minority(self) -> list[str]:
@@ -73,7 +75,7 @@ def check_minority(told: Told) -> Check:
 
 
 def _overlap(one: Force, other: Force) -> bool:
-    return one.begin_ns < other.end_ns and other.begin_ns < one.end_ns
+    return one.started_ns < other.end_ns and other.started_ns < one.end_ns
 
 
 def is_gateway_read(op: Op) -> bool:
@@ -134,7 +136,7 @@ def _excused(op: Op, struck: list[Force]) -> bool:
     """Whether the gateway itself, or the caller's connection, was the target."""
     for force in struck:
         mine = op.target in force.targets or force.nemesis in OF_CLIENTS
-        if mine and op.call_ns < force.end_ns + BACK_NS and op.return_ns > force.begin_ns:
+        if mine and op.call_ns < force.end_ns + BACK_NS and op.return_ns > force.started_ns:
             return True
     return False
 

@@ -502,6 +502,8 @@ class _Faults:
         self.maker.members = MEMBERS
         self.maker.now_ns += 5 * MS
         self.maker.history.append(Fault(1, self.maker.now_ns, "isolate", "end"))
+        self.maker.now_ns += MS
+        self.maker.command("bank", transfer(*BANK[:2], 100), chance=1.0)
         self.maker.now_ns += 10_000 * MS
 
 
@@ -529,6 +531,6 @@ def _ended(maker: Maker) -> Parts:
     versions = {"commit": "0", "python": "3.11", "toxiproxy": "none"}
     command = "tiebreak chaos run isolate --seed 1"
     run = Run("isolate", 1, 10, "1+1+1", "hardened", "shipped", command, versions, "2026-01-01T00:00:00Z", plan,
-              ["isolate"], 100, outage_ms_max=5_000)  # fmt: skip
+              ["isolate"], 100, outage_ms_max=70)  # fmt: skip
     history = sorted(maker.history, key=lambda line: line.at_ns)
     return Parts(run, history, maker.log, maker.events, final)
