@@ -76,11 +76,11 @@ class PowerCut(Nemesis):
 
     async def end(self, target: Target) -> None:
         down, self.down = self.down, []
-        await together(_power(target, name) for name in down)
+        await together(power_again(target, name) for name in down)
         await processes.bring_back(target, down)
 
 
-async def _power(target: Target, name: str) -> None:
+async def power_again(target: Target, name: str) -> None:
     """The file system finds out what it still has."""
     await target.kill(name)
     disk = _disk(target, name)
@@ -218,6 +218,19 @@ async def rejoin(target: Target, name: str) -> None:
     await felt(look, f"{name} has joined with its new disk", within_s=REJOIN_S)
 
 
+async def start_or_rejoin(target: Target, name: str) -> str:
+    """Start one whose disk is damaged. If it says so and leaves, it gets an empty folder, as it asks. Returns which."""
+    try:
+        await processes.bring_back(target, [name])
+        return f"{name} started"
+    except NotCut:
+        if target.pid(name) is not None:
+            raise
+    await target.wipe(name)
+    await rejoin(target, name)
+    return f"{name} refused to start, and joined with an empty folder"
+
+
 class Damage(Nemesis):
     """While the member is down. One that notices does not start, says so, and is given an empty folder, as it asks.
 
@@ -254,15 +267,7 @@ class Damage(Nemesis):
         name, self.down = self.down, ""
         if not name:
             return
-        try:
-            await processes.bring_back(target, [name])
-            self.told = f"{name} started"
-        except NotCut:
-            if target.pid(name) is not None:
-                raise
-            self.told = f"{name} refused to start, and joined with an empty folder"
-            await target.wipe(name)
-            await rejoin(target, name)
+        self.told = await start_or_rejoin(target, name)
 
 
 def _flip(file: Path, rng: Random) -> str:

@@ -15,7 +15,7 @@ from cluster.wire import ClusterView
 REPLACE_S = 90.0
 TRY_S = 0.5
 NEW = "zz"
-"""A new member's name begins so: it sorts after all others, and so dials them all."""
+"""A new member's name begins so, and a number follows: it sorts after all others, and so dials them all."""
 PARTS: frozenset[Part] = MEMBERS | {"peer links", "gateway links"}
 
 
@@ -35,7 +35,7 @@ class Replaced(Nemesis):
 
     async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
         who = drawn(detail, "who", lambda: rng.choice(("replica", "leader", "one")))
-        new = drawn(detail, "name", lambda: f"{NEW}-{rng.randrange(10_000)}")
+        new = drawn(detail, "name", lambda: next_name(target, rng))
         self.old, self.new = (await choose(target, rng, who))[0], new
         processes.must_run(target, self.old)
         await target.kill(self.old)
@@ -63,16 +63,23 @@ class Replaced(Nemesis):
         return await felt(look, f"{self.new} added to the cluster", within_s=30)
 
     async def end(self, target: Target) -> None:
-        if self._task is None:
-            if self.old:
-                await processes.bring_back(target, [self.old])
-            return
-        await asyncio.wait([self._task])
-        try:
-            self._task.result()
-        except (TimeoutError, ClientError) as error:
-            raise NotCut(f"{self.new} did not take the place of {self.old}: {error!r}") from error
-        self.told = f"{self.new} is in the place of {self.old}"
+        if self._task is not None:
+            await asyncio.wait([self._task])
+            error = self._task.exception()
+            if error is None:
+                self.told = f"{self.new} is in the place of {self.old}"
+                return
+            self.told = f"{self.new} did not take the place of {self.old}: {error!r}"
+        if self.old in target.members:
+            await processes.bring_back(target, [self.old])
+        if self.told:
+            raise NotCut(self.told)
+
+
+def next_name(target: Target, rng: Random) -> str:
+    """One that sorts after all, and that nobody had before."""
+    numbers = [int(name.removeprefix(f"{NEW}-")) for name in target.members if name.startswith(f"{NEW}-")]
+    return f"{NEW}-{max(numbers, default=0) + rng.randint(1, 90):04}"
 
 
 def _knows(status: Detail, name: str) -> bool:

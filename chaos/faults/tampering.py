@@ -12,8 +12,9 @@ from random import Random
 from chaos.disk.children import dies_with_us
 from chaos.disk.tracing import strace_missing
 from chaos.faults import processes
-from chaos.faults.disk import PowerCut
+from chaos.faults.disk import PowerCut, power_again, start_or_rejoin
 from chaos.faults.nemesis import Detail, Nemesis, Struck, choose, drawn, felt
+from chaos.faults.network import together
 from chaos.faults.process import MEMBERS
 from chaos.faults.target import Target
 from chaos.net.links import NotCut
@@ -171,5 +172,6 @@ class LyingDisk(Tampered):
             if self.tampering is not None:
                 await self.tampering.detach()
                 self.tampering = None
-            await cut.end(target)
-            await super().end(target)
+            await together(power_again(target, name) for name in cut.down)
+            if self.who:
+                self.told = await start_or_rejoin(target, self.who)

@@ -11,6 +11,7 @@ import pytest
 
 from chaos.faults import processes
 from chaos.faults.dying import FAILPOINTS, POINTS, RARE
+from chaos.faults.membership import next_name
 from chaos.faults.mixed import plan
 from chaos.faults.nemeses import NEMESES
 from chaos.live.programs import failpoints
@@ -178,3 +179,14 @@ def test_every_nemesis_says_what_it_does() -> None:
     for name, nemesis in NEMESES.items():
         assert nemesis.name == name and nemesis.line[0].islower() | nemesis.line.startswith("SIG")
         assert nemesis.parts and "\n" not in nemesis.line
+
+
+def test_a_new_member_sorts_after_all_and_takes_no_name_of_before(
+    target: PaperTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(target.members)
+    monkeypatch.setattr(PaperTarget, "members", names)
+    for seed in range(30):
+        name = next_name(target, Random(seed))
+        assert name > max(names) and name not in names
+        names.append(name)
