@@ -209,7 +209,11 @@ _ALL = (
         "broken-links",
         "slice messages, end connections in the middle of one, reset them",
         "Messages arrive in small pieces, connections end in the middle of a message or are reset.",
-        (Strike("slicer", (3, 5)), Strike("mid-message-cut", (3, 5)), Strike("reset", (0.5, 1))),
+        (
+            Strike("slicer", (3, 5)),
+            Strike("mid-message-cut", (3, 5), draw={"size_bytes": (500, 5_000)}),
+            Strike("reset", (0.5, 1)),
+        ),
         gap_s=(1, 3),
         own_proxy=True,
     ),

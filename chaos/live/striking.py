@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from msgspec import Struct
+from rich.markup import escape
 
 from chaos.faults.nemeses import NEMESES
 from chaos.faults.nemesis import Nemesis, Struck
@@ -96,7 +97,7 @@ class Strikes:
         self._writer.fault(
             planned.number, planned.nemesis, "end", detail={"told": nemesis.told} if nemesis.told else {}
         )
-        self._say(f"{planned.nemesis} ends{f': {nemesis.told}' if nemesis.told else ''}")
+        self._say(f"{planned.nemesis} ends{f': {escape(nemesis.told)}' if nemesis.told else ''}")
         if made and not self._cuts_sites():
             await self.markers.seen(made, since)
 
@@ -120,14 +121,14 @@ class Strikes:
         detail = {**struck.detail, **reach(self._target, planned.nemesis, struck), TOOK_MS: took_ms}
         self._writer.fault(planned.number, planned.nemesis, "begin", targets=struck.targets, detail=detail)
         self.now[planned.number] = InForce(planned, struck.targets, told(struck))
-        self._say(f"[red]{planned.nemesis}[/] {told(struck)}")
+        self._say(f"[red]{planned.nemesis}[/] {escape(told(struck))}")
         seen = await nemesis.bite(self._target, struck)
         self._writer.fault(planned.number, planned.nemesis, "bite", targets=struck.targets, detail={"seen": seen})
         await asyncio.sleep(max(0.0, began + planned.for_s - time.monotonic()))
 
     def _failed(self, planned: Planned, why: str) -> None:
         self._writer.fault(planned.number, planned.nemesis, "failed", detail={"why": why})
-        self._say(f"[red]{planned.nemesis} failed[/]: {why}")
+        self._say(f"[red]{planned.nemesis} failed[/]: {escape(why)}")
 
 
 def told(struck: Struck) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -129,7 +130,7 @@ class Screen:
             rates = (f"{row.per_s[outcome]:.0f}" if row.per_s.get(outcome) else "" for outcome in OUTCOMES)
             table.add_row(row.name, state, str(row.term or ""), str(row.commit or ""), *rates)
         cut = Text.from_markup(
-            f"[red]in force[/]: {'; '.join(picture.faults)}" if picture.faults else "no fault in force"
+            f"[red]in force[/]: {escape('; '.join(picture.faults))}" if picture.faults else "no fault in force"
         )
         at = f"{picture.at_s:.0f} of {picture.of_s:.0f} s" if picture.of_s else f"{picture.at_s:.0f} s"
         head = Text.from_markup(f"[bold]{picture.title}[/]   {picture.phase}   {at}   {picture.leader}")
@@ -164,7 +165,7 @@ class Lines:
             for row in picture.rows
             if row.per_s
         ]
-        faults = f"   in force: {'; '.join(picture.faults)}" if picture.faults else ""
+        faults = f"   in force: {escape('; '.join(picture.faults))}" if picture.faults else ""
         rates = f"   answered/refused/unknown per s: {', '.join(done)}" if done else ""
         self._line(f"{picture.at_s:5.0f} s {picture.phase}   {picture.leader}{rates}{faults}")
 
