@@ -80,6 +80,10 @@ class Feed(Struct, frozen=True, forbid_unknown_fields=True):
     """Where simulated symbols begin."""
     loop: bool = False
     """Begin a recording again at its end."""
+    record: bool = False
+    """Of a live feed: write what it receives to data_dir/recordings, a file each time the gateway starts."""
+    record_bytes_max: int = 1 << 30
+    """Of one such file, before packing; and the older ones of this feed are deleted beyond that, packed."""
 
 
 class Cache(Struct, frozen=True, forbid_unknown_fields=True):
@@ -293,6 +297,10 @@ def _check_feed(where: str, feed: Feed) -> None:
         raise InvalidGateway(f"{where}.venue = {feed.venue!r}: one of {', '.join(LIVE_VENUES)}")
     if feed.kind in ("live", "simulator") and not feed.symbols:
         raise InvalidGateway(f"{where}.symbols is empty: a {feed.kind} feed needs at least one")
+    if feed.record and feed.kind != "live":
+        raise InvalidGateway(f"{where}.record with kind = {feed.kind!r}: only what a live feed receives is recorded")
+    if feed.record and feed.record_bytes_max < 1 << 20:
+        raise InvalidGateway(f"{where}.record_bytes_max = {feed.record_bytes_max}: must be at least {1 << 20}")
     if feed.kind == "recording" and not feed.speed > 0:
         raise InvalidGateway(f"{where}.speed = {feed.speed}: must be above 0")
     if feed.kind == "simulator" and not 0 < feed.updates_per_s <= 1_000_000:

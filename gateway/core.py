@@ -185,7 +185,7 @@ class Core:
         await self.dispatcher.start()
         self.sites.on_link(self._sites_changed)
         await self.sites.start()
-        self.sources = [make_source(feed, self.take) for feed in config.feeds]
+        self.sources = [make_source(feed, self.take, config.data_dir / "recordings") for feed in config.feeds]
         self._run("follower", self.follower.run())
         self._run("cache", self.projection.keep_cache())
         self._run("quotes", self.quotes.run())

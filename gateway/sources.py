@@ -1,6 +1,7 @@
 """Runs the market data sources that a gateway's file names: simulated venues, live ones, and recordings."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from gateway.feeds.breaker import State
 from gateway.feeds.clock import now_us
 from gateway.feeds.live import LIVE, LiveFeed
 from gateway.feeds.recorded import open_recording
+from gateway.feeds.recorder import Recorder
 from gateway.feeds.simulator import Simulator, SimulatorSettings
 from gateway.feeds.ticks import E9, Sink
 
@@ -85,12 +87,15 @@ class RecordedSource:
 
 
 class LiveSource:
-    """A venue on the network."""
+    """A venue on the network. recordings: where what it sends is written down, if the file says so."""
 
-    def __init__(self, feed: Feed, sink: Sink) -> None:
+    def __init__(self, feed: Feed, sink: Sink, recordings: Path) -> None:
         self.name = feed.name or feed.venue
         handler, url = LIVE[feed.venue]
-        self.feed = LiveFeed(handler(pairs(feed.symbols)), feed.url or url, sink)
+        self.recorder: Recorder | None = None
+        if feed.record:
+            self.recorder = _recorder(feed, recordings)
+        self.feed = LiveFeed(handler(pairs(feed.symbols)), feed.url or url, sink, tap=self.recorder)
 
     @property
     def state(self) -> str:
@@ -99,11 +104,33 @@ class LiveSource:
         return "up" if self.feed.counts.is_up else "down"
 
     async def run(self) -> None:
-        await self.feed.run()
+        try:
+            await self.feed.run()
+        finally:
+            if self.recorder is not None:
+                self.recorder.close()
 
 
-def make_source(feed: Feed, sink: Sink) -> Source:
-    """kind was checked by the config."""
-    kinds = {"simulator": SimulatedSource, "recording": RecordedSource, "live": LiveSource}
-    made: Source = kinds[feed.kind](feed, sink)  # type: ignore[assignment]
-    return made
+def _recorder(feed: Feed, folder: Path) -> Recorder | None:
+    """None where there is no room to record: the feed goes on without."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", feed.name or feed.venue)
+    began_us = now_us()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        kept_bytes = 0
+        for older in sorted(folder.glob(f"{name}.*.jsonl.gz"), reverse=True):
+            kept_bytes += older.stat().st_size
+            if kept_bytes > feed.record_bytes_max:
+                older.unlink()
+        path = folder / f"{name}.{began_us}.jsonl.gz"
+        return Recorder(path, feed.venue, began_us=began_us, bytes_max=feed.record_bytes_max)
+    except OSError as error:
+        log.error("nothing is recorded", feed=name, error=str(error))
+        return None
+
+
+def make_source(feed: Feed, sink: Sink, recordings: Path) -> Source:
+    """kind was checked by the config. recordings: a folder for what live feeds receive."""
+    if feed.kind == "live":
+        return LiveSource(feed, sink, recordings)
+    return SimulatedSource(feed, sink) if feed.kind == "simulator" else RecordedSource(feed, sink)

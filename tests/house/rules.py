@@ -52,6 +52,7 @@ HOMES = {
         "gateway/follow.py",
         "gateway/notify/addresses.py",
         "gateway/notify/webhook.py",
+        "gateway/views/basis.py",
         "gateway/stream/server.py",
         "gateway/workers/serve.py",
         "gateway/workers/worker.py",
