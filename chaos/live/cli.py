@@ -62,7 +62,7 @@ def run_scenario(
         str, typer.Option(help=f"{SHIPPED}, {STOCK} (PySyncObj as published) or a mutant: {', '.join(MUTANTS)}.")
     ] = SHIPPED,
     network: Annotated[
-        str, typer.Option(help="What links are cut by: toxiproxy or own; what the scenario needs when left out.")
+        str, typer.Option(help=f"What links are cut by: {', '.join(NETWORKS)}; what the scenario needs when left out.")
     ] = "",
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="RUN", help="A folder that is not there yet, for what is recorded.")

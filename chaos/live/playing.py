@@ -29,6 +29,7 @@ from chaos.live.view import EVERY_S, Picture, Rates, View, rows
 from chaos.live.watcher import Watcher
 from chaos.live.wiring import Settings
 from chaos.net.links import Network
+from chaos.net.netns import NamespaceNetwork
 from chaos.net.proxy import OwnNetwork
 from chaos.net.toxiproxy import ToxiproxyNetwork
 from chaos.work.context import Context, Tokens
@@ -39,8 +40,8 @@ WARMUP_S = 2.0
 HEALING_S = 4.0
 """Clients go on asking for so long after the last fault: a cluster that is whole again must take it all."""
 BACK_MS = 60_000
-TOXIPROXY, OWN = "toxiproxy", "own"
-NETWORKS = (TOXIPROXY, OWN)
+TOXIPROXY, OWN, NAMESPACE = "toxiproxy", "own", "namespace"
+NETWORKS = (TOXIPROXY, OWN, NAMESPACE)
 CLUSTER = "cluster"
 MEMBERS, METRICS = "members", "metrics"
 EVENTS, FINAL = "events.jsonl", "final.json"
@@ -48,7 +49,7 @@ EVENTS, FINAL = "events.jsonl", "final.json"
 
 class Asked(Struct, frozen=True):
     """What a run is to be. shape: empty for the scenario's own. program: shipped, stock or a mutant. network:
-    toxiproxy or own; empty for what the scenario needs. keep: the cluster's folder stays after a run that passed."""
+    toxiproxy, own or namespace; empty for what the scenario needs. keep: the cluster's folder stays after a pass."""
 
     scenario: str
     seed: int
@@ -141,6 +142,8 @@ class Playing:
     def _network(self) -> Network:
         if needs_toxiproxy(self._asked, self._scenario):
             return ToxiproxyNetwork(self._asked.folder / CLUSTER / "log")
+        if self._asked.network == NAMESPACE:
+            return NamespaceNetwork()
         return OwnNetwork(seed=self._asked.seed)
 
     def _run(self, bed: Bed) -> Run:

@@ -15,11 +15,12 @@ from chaos.check.verdict import Verdict
 from chaos.disk.children import Failed
 from chaos.faults import disks
 from chaos.live.logdump import DumpFailed
-from chaos.live.playing import CLUSTER, Asked, Playing, needs_toxiproxy
+from chaos.live.playing import CLUSTER, NAMESPACE, Asked, Playing, needs_toxiproxy
 from chaos.live.programs import UnknownProgram
 from chaos.live.scenarios import Scenario, scenario_named
 from chaos.live.view import View
 from chaos.live.wiring import NoPorts
+from chaos.net import netns
 from chaos.net.links import NotCut
 from chaos.net.server import unavailable
 from chaos.report.page import VERDICT, build_report
@@ -45,8 +46,13 @@ def run(asked: Asked, view: View) -> Verdict:
         raise RunFailed(f"{scenario.name} needs the shape {' or '.join(scenario.shapes)}, not {asked.shape}")
     if needs_toxiproxy(asked, scenario) and (reason := unavailable()):
         raise RunFailed(f"{reason}. Or run it with --network own: a small proxy of our own cuts the links then")
+    in_namespace = asked.network == NAMESPACE
+    if in_namespace and (reason := netns.unavailable()):
+        raise RunFailed(f"--network {NAMESPACE} is not available here: {reason}")
     asked.folder.mkdir(parents=True)
     try:
+        if in_namespace:
+            netns.enter()
         with _disks(scenario, asked.shape) as folders:
             asyncio.run(_interruptible(Playing(asked, scenario, folders, view).play()))
     except (FolderError, NoPorts, UnknownProgram) as error:

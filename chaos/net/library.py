@@ -58,6 +58,8 @@ class Api:
             raise
 
     def _put(self, proxy: Proxy, toxic: Toxic, standing: Toxic | None) -> None:
+        if standing == toxic:
+            return  # told again, it would let go of what it holds
         if standing is None:
             self._thing(proxy).add_toxic(**msgspec.to_builtins(toxic))
         elif (standing.type, standing.stream) == (toxic.type, toxic.stream):
