@@ -149,7 +149,7 @@ class Pause(Nemesis):
         for name in stopped:
             await processes.go_on(target, name)
             target.network.loud(name)
-        await processes.answering(target, [name for name in stopped if target.pid(name) is not None])
+        await processes.bring_back(target, stopped)
         await asyncio.sleep(SETTLE_S)
 
 
