@@ -1,4 +1,4 @@
-"""What two sites' stores take: writes per second, the heal after a cut, filling a site that lost its disk."""
+"""What two sites' stores take, for benchmarks: writes per second, filling a site that lost its disk; a gap to cut."""
 
 import asyncio
 import contextlib
@@ -21,19 +21,6 @@ from gateway.prefs.store import Store
 
 HOST = "127.0.0.1"
 SITES = ("dc-a", "dc-b")
-HEAL_S_MAX = 60.0
-
-
-class Cut(Struct, frozen=True):
-    """One partition: writes on both sides for cut_s. lost: acknowledged writes that are missing at either site after
-    the heal. heal_ms: from the heal until both are equal; -1: not within a minute."""
-
-    cut_s: float
-    preferences: int
-    alerts: int
-    lost: int
-    heal_ms: int
-    write_ms_p99: float
 
 
 class Filled(Struct, frozen=True):
@@ -160,8 +147,8 @@ class Two:
 
 
 @contextlib.asynccontextmanager
-async def _two() -> AsyncIterator[Two]:
-    with tempfile.TemporaryDirectory(prefix="tiebreak-prefs-") as name:
+async def _two(folder: Path) -> AsyncIterator[Two]:
+    with tempfile.TemporaryDirectory(prefix="tiebreak-prefs-", dir=folder) as name:
         two = Two(Path(name))
         await two.start()
         try:
@@ -171,59 +158,9 @@ async def _two() -> AsyncIterator[Two]:
             await two.stop()
 
 
-async def measure_cut(cut_s: float, *, writes_per_s: int = 100, seed: int = 1) -> Cut:
-    """Half of the writes are to users that both sides write."""
-    async with _two() as two:
-        two.gap.cut = True
-        times: list[float] = []
-        wrote = await asyncio.gather(
-            *(
-                _write_on(side, cut_s, writes_per_s, random.Random(f"{seed} {side.site}"), times)
-                for side in (two.a, two.b)
-            )
-        )
-        apart = not two.equal()
-        two.gap.cut = False
-        healed = await two.until_equal(HEAL_S_MAX)
-        names = {user: name for each, _ in wrote for user, name in each.items()}
-        alerts = {alert for _, each in wrote for alert in each}
-        lost = sum(_missing(side, names, alerts) for side in (two.a, two.b))
-        if not apart:
-            raise RuntimeError("the sites were not cut apart; nothing was measured")
-        times.sort()
-        p99 = times[len(times) * 99 // 100] * 1_000
-        return Cut(cut_s, len(names), len(alerts), lost, round(healed * 1_000) if healed >= 0 else -1, round(p99, 1))
-
-
-async def _write_on(
-    side: Side, seconds: float, per_s: int, chance: random.Random, times: list[float]
-) -> tuple[dict[str, str], set[tuple[str, str]]]:
-    end = time.monotonic() + seconds
-    names: dict[str, str] = {}
-    alerts: set[tuple[str, str]] = set()
-    terms = Terms("AAPL", Condition.above, price_e9=200_000_000_000)
-    number = 0
-    while (now := time.monotonic()) < end:
-        user, shared = f"{side.site}-{number}", f"shared-{chance.randrange(1_000)}"
-        await side.prefs.change(user, {"leaderboard_name": f"Bull {user}"})
-        await side.prefs.put_alert(shared, f"{side.site}-{number % 20}", terms)
-        await side.prefs.change(shared, {"leaderboard_name": f"Bear {user}"})
-        times.append((time.monotonic() - now) / 3)
-        names[user] = f"Bull {user}"
-        alerts.add((shared, f"{side.site}-{number % 20}"))
-        number += 1
-        await asyncio.sleep(max(0.0, 3 / per_s - (time.monotonic() - now)))
-    return names, alerts
-
-
-def _missing(side: Side, names: dict[str, str], alerts: set[tuple[str, str]]) -> int:
-    lost = sum(side.prefs.preferences(user).leaderboard_name != name for user, name in names.items())
-    return lost + sum(side.store.document(user).alert(alert_id) is None for user, alert_id in alerts)
-
-
-async def measure_fill(users: int) -> Filled:
-    """The time until a site that lost its disk has all again."""
-    async with _two() as two:
+async def measure_fill(users: int, folder: Path) -> Filled:
+    """The time until a site that lost its disk has all again. folder: on the disk that is measured."""
+    async with _two(folder) as two:
         await two.b.stop()
         terms = Terms("AAPL", Condition.above, price_e9=200_000_000_000)
         for first in range(0, users, 1_000):
@@ -239,9 +176,9 @@ async def measure_fill(users: int) -> Filled:
         return Filled(users, size, round(time.monotonic() - began, 2))
 
 
-async def measure_writes(clients: int, seconds: float) -> Written:
+async def measure_writes(clients: int, seconds: float, folder: Path) -> Written:
     """One site, no link: what group commit makes of one disk."""
-    with tempfile.TemporaryDirectory(prefix="tiebreak-prefs-") as name:
+    with tempfile.TemporaryDirectory(prefix="tiebreak-prefs-", dir=folder) as name:
         store = Store(Path(name) / "store", cluster_id="measure", site="dc-a")
         prefs = Prefs(store, Keyring({1: b"m" * 32}))
         times: list[float] = []

@@ -34,7 +34,8 @@ def test_market_data_is_taken_at_its_pace_and_at_most(tmp_path: Path) -> None:
     assert 0 < figures["CPU"] < 150
     assert figures["changed best prices given out"] > 100
     targets = [figure["target"] for figure in report["figures"] if figure["target"]]
-    assert targets == [">= 990", "< 50", "0"]
+    assert targets == [">= 990", "< 50", "< 50", "0"]
+    assert figures["symbols written to the cache a second"] > 50
 
 
 # steps of (due, took) in seconds, the lags in ms on a core of its own
@@ -49,6 +50,12 @@ QUEUES = [
 def test_a_step_waits_for_the_one_before_it(steps: list[tuple[float, float]], lags: list[float]) -> None:
     found = on_an_own_core([(due, took, 1) for due, took in steps])
     assert [round(lag, 6) for lag, _ in found] == lags
+
+
+def test_preferences_are_measured_at_one_site_and_between_two(tmp_path: Path) -> None:
+    _, figures = run(tmp_path, "gateway-preferences", "--seconds", "0.5", "--accounts", "200")
+    assert figures["1 clients: writes a second"] < figures["100 clients: writes a second"]
+    assert figures["a site without its disk has 200 users again after"] > 0
 
 
 def test_a_projection_is_measured_behind_a_cluster(tmp_path: Path) -> None:
