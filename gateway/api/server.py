@@ -94,6 +94,11 @@ class Api:
         watch("tiebreak_gateway_connections", "Open connections", lambda: total(counts(), "http_connections"))
         watch("tiebreak_gateway_connections_max", "Capacity", lambda: self.core.config.limits.connections_max)
         watch("tiebreak_gateway_streams", "Open streams", lambda: total(counts(), "connections"))
+        watch(
+            "tiebreak_gateway_workers_missing",
+            "Worker processes of the file that do not serve",
+            lambda: self.core.config.workers - sum(process != "core" for process in counts()),
+        )
         StreamCollector(self.metrics.registry, counts)
         watch("tiebreak_gateway_tick_seconds", "Between two rounds of sending", lambda: hub.pace.tick_ms / 1000)
         watch("tiebreak_gateway_shedding", "1 while candles and leaderboard are left out", lambda: bool(hub.pace.shed))
@@ -104,7 +109,6 @@ class Api:
     def watch_workers(self, supervisor: Supervisor, core: WorkerCore) -> None:
         watch, rows = self.metrics.watch, self.metrics.watch_rows
         watch("tiebreak_gateway_workers", "Worker processes that are fed", lambda: len(core.workers))
-        watch("tiebreak_gateway_workers_wanted", "Of the file", lambda: supervisor.count)
         watch("tiebreak_gateway_worker_restarts", "Started again", lambda: supervisor.restarts, is_count=True)
         rows("tiebreak_gateway_worker_links", "Workers", ("what",), _counts(core.counters), is_count=True)
 

@@ -177,9 +177,5 @@ def cells(row: GatewayRow) -> tuple[str, ...]:
 
 
 def age(age_ms: int) -> str:
-    """A word: `12ms`, `3.4s`, `5min`."""
-    if age_ms < 0:
-        return "never"
-    if age_ms < 1_000:
-        return f"{age_ms}ms"
-    return f"{age_ms / 1_000:.1f}s" if age_ms < 120_000 else f"{age_ms / 60_000:.0f}min"
+    """In seconds, as one word."""
+    return "never" if age_ms < 0 else f"{age_ms / 1_000:.1f}s"

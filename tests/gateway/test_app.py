@@ -200,6 +200,7 @@ async def test_workers_share_the_port_and_ask_the_core(root: Path, tmp_path: Pat
                 told[f"tiebreak_gateway_stream_http_connections{one}"] for one in processes
             )
             assert (told["tiebreak_gateway_streams"], told["tiebreak_gateway_workers"]) == (1, 2)
+            assert told["tiebreak_gateway_workers_missing"] == 0
             assert told["tiebreak_gateway_connections_max"] == 100_000
             gateway.process.send_signal(signal.SIGTERM)
             code, talk = await gateway.ends()
