@@ -12,7 +12,7 @@ from chaos.net.links import Link, Network
 HOST = "127.0.0.1"
 WITHIN_S = 8.0
 """Generous: the machine may be busy. No test waits so long when all is well."""
-AWHILE_S = 0.4
+AWHILE_S = 0.3
 NAME = "dc-b->dc-a"
 
 
