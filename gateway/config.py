@@ -94,11 +94,16 @@ class Cache(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Market(Struct, frozen=True, forbid_unknown_fields=True):
-    """quote_ttl_ms: an older quote is marked stale. candle_days: how long closed bars are kept."""
+    """quote_ttl_ms: an older quote is marked stale. bars_1m, bars_5m, bars_1h: closed bars that are kept of a symbol,
+    a day, a week and a quarter; bars_max: of all symbols together, 72 bytes each."""
 
     quote_ttl_ms: int = 1_000
     ticklog: bool = True
     ticklog_days: int = 7
+    bars_1m: int = 1_440
+    bars_5m: int = 2_016
+    bars_1h: int = 2_160
+    bars_max: int = 4_000_000
     currency: str = "USD"
     """What the leaderboard and equity are counted in."""
 
@@ -180,7 +185,14 @@ class GatewayConfig(Struct, frozen=True):
 BOUNDS: dict[str, dict[str, tuple[int, int]]] = {
     "listen": {"port": (1, 65535), "link_port": (1, 65535)},
     "cache": {"memory_bytes_max": (1 << 20, 1 << 46)},
-    "market": {"quote_ttl_ms": (10, 3_600_000), "ticklog_days": (1, 36_500)},
+    "market": {
+        "quote_ttl_ms": (10, 3_600_000),
+        "ticklog_days": (1, 36_500),
+        "bars_1m": (1, 10**7),
+        "bars_5m": (1, 10**7),
+        "bars_1h": (1, 10**7),
+        "bars_max": (1, 10**9),
+    },
     "limits": {
         "connections_max": (1, 10_000_000),
         "connections_per_address_max": (1, 10_000_000),

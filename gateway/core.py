@@ -29,6 +29,7 @@ from gateway.feeds.clock import now_us
 from gateway.feeds.ticks import UNUSABLE, Status, StatusKind, Tick, Trade
 from gateway.follow import Follower
 from gateway.identity import Identity
+from gateway.market.candles import Retention
 from gateway.market.intake import MarketData
 from gateway.market.tickblocks import day_files
 from gateway.market.tickdays import tidy
@@ -96,6 +97,12 @@ class Core:
             now_us,
             log_folder=data / "ticks" if config.market.ticklog else None,
             ttl_us=config.market.quote_ttl_ms * 1_000,
+            retention=Retention(
+                bars_1m=config.market.bars_1m,
+                bars_5m=config.market.bars_5m,
+                bars_1h=config.market.bars_1h,
+                bars_max=config.market.bars_max,
+            ),
         )
         self.accounts = Accounts()
         self.books = Books(self.take, now_us)

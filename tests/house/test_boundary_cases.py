@@ -44,5 +44,6 @@ def test_each_boundary_case_has_its_tests() -> None:
     ],
 )
 def test_what_is_not_there_is_found(cell: str, said: list[str]) -> None:
-    text = f"## Boundary cases\n\n| case | settled by | test |\n|---|---|---|\n| a case | so | {cell} |\n\n## Next\n| x |\n"
+    head = "## Boundary cases\n\n| case | settled by | test |\n|---|---|---|\n"
+    text = f"{head}| a case | so | {cell} |\n\n## Next\n| x |\n"
     assert wrong(text, ROOT) == said

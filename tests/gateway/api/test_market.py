@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gateway.feeds.clock import now_us
-from gateway.feeds.ticks import BookDiff, BookSnapshot, Status, StatusKind
+from gateway.feeds.ticks import BookDiff, BookSnapshot, Status, StatusKind, Trade
 from tests.gateway.api.sites import E9, Site, market, sites, trades, until
 from tests.node.solo import order
 
@@ -170,3 +170,14 @@ async def test_bars_and_the_last_price_are_back_after_a_restart() -> None:
             [bar[name] for name in same] for bar in before.body["items"]
         ]
         assert (row["last"], row["stale"]) == ("101", True)  # known, and not taken for fresh
+
+
+async def test_as_many_closed_bars_are_kept_as_the_file_says() -> None:
+    async with sites(NOWHERE, more="[market]\nbars_1m = 3") as (site,):
+        now = now_us()
+        for minutes in range(9, 1, -1):
+            at_us = now - minutes * MINUTE_US
+            site.core.market.candles.apply([Trade("AAPL", "x", E9, E9, at_us, at_us, str(minutes))], at_us)
+        site.core.market.candles.advance(now)
+        found = (await site.ask("/v1/market/candles?symbol=AAPL&start=2020-01-01T00:00:00Z")).body["items"]
+        assert [row["closed"] for row in found] == [True] * 3
