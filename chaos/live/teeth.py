@@ -44,7 +44,7 @@ TEETH = (
     Tooth(STOCK, "leader-kill", (*LOST, "false_acks", "stale")),
     Tooth("no-sync", "all-power-lost", LOST),
     Tooth("lying-sync", "all-power-lost", LOST),
-    Tooth("keys-not-in-snapshot", "snapshot-storm", ("idempotence", "answers", "resolved", "digests")),
+    Tooth("keys-not-in-snapshot", "lost-disk", ("idempotence", "answers", "resolved", "digests")),
     Tooth("read-without-quorum", "dc-cut", ("stale", "reads")),
     Tooth("double-credit", "leader-kill", WRONG),
     Tooth("blind-digest", "leader-kill", (*WRONG, "journals")),

@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from typing import Any
 
 from rich.console import Console
 
@@ -82,7 +83,11 @@ def test_rates_are_of_the_last_second_or_so() -> None:
 
 
 def test_rows_are_what_each_last_said() -> None:
-    latest = {"dc-a": {"state": "leader", "term": 4, "commit_index": 9}, "gateway-dc-a": {"ready": True}, "dc-b": None}
+    latest: dict[str, dict[str, Any] | None] = {
+        "dc-a": {"state": "leader", "term": 4, "commit_index": 9},
+        "gateway-dc-a": {"ready": True},
+        "dc-b": None,
+    }
     names = [("dc-a", "dc-a"), ("dc-b", "dc-b"), ("gateway-dc-a", "dc-a"), ("tiebreaker", "tiebreaker")]
     made = rows(names, latest, {"dc-a": {"ok": 2.0}})
     assert [(row.name, row.up, row.state, row.term) for row in made] == [
