@@ -174,6 +174,7 @@ async def test_bars_and_the_last_price_are_back_after_a_restart() -> None:
 
 async def test_as_many_closed_bars_are_kept_as_the_file_says() -> None:
     async with sites(NOWHERE, more="[market]\nbars_1m = 3") as (site,):
+        site.quote("AAPL", "1", "2")
         now = now_us()
         for minutes in range(9, 1, -1):
             at_us = now - minutes * MINUTE_US
