@@ -60,7 +60,9 @@ class Follower:
         self._file.close()
 
     async def step(self) -> bool:
-        """Read one page. False: this member did not answer."""
+        """Read one page. False: this member did not answer, or is none any more."""
+        if self._source not in self._bed.replicas:
+            return False
         path = f"/v1/feed?limit={PAGE_EVENTS}&wait_ms={WAIT_MS}&after={self.position}"
         answer = await self._bed.ask(self._source, path, timeout_s=SILENT_S)
         if answer is None or answer.status != 200:

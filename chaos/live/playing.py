@@ -98,7 +98,8 @@ class Playing:
         async with AsyncExitStack() as stack:
             bed = self._bed()
             stack.push_async_callback(bed.close)
-            write_run(asked.folder, self._run(bed))
+            self._written = self._run(bed)
+            write_run(asked.folder, self._written)
             writer = self._writer = HistoryWriter(asked.folder / HISTORY)
             stack.callback(writer.close)
             self._begin("start", 0)
@@ -187,6 +188,10 @@ class Playing:
         finally:
             # Raises what a client raised: a load that ended early shows less than it says.
             await crew.stop()
+        # A member may have been replaced: from here on those count that are there now.
+        context.members = {name: bed.addresses[name] for name in bed.replicas}
+        sites = {name: bed.site_of(name) for name in bed.members}
+        write_run(asked.folder, replace(self._written, sites={**self._written.sites, **sites}))
         self._begin("final", 0)
         final = await read_final(context, healed_at_ns=time.monotonic_ns())
         took_ms = strikes.markers.took_ms
@@ -242,8 +247,8 @@ class Playing:
 
     async def _show(self, bed: Bed, watcher: Watcher, strikes: Strikes, context: Context) -> None:
         asked = self._asked
-        names = [(name, bed.site_of(name)) for name in (*bed.members, *bed.gateways)]
         while True:
+            names = [(name, bed.site_of(name)) for name in (*bed.members, *bed.gateways)]
             rates = self._rates.of(context.tally, time.monotonic())
             counts: Counter[str] = Counter()
             for (_, outcome), count in context.tally.items():

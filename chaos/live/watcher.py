@@ -12,6 +12,7 @@ from chaos.report.coverage import COUNTERS, WORD
 
 EVERY_S = 0.15
 COUNTERS_EVERY_S = 2.0
+NEWCOMERS_EVERY_S = 0.5
 SILENT_S = 0.7
 """One that does not answer for so long is written down as not reached."""
 LINE = re.compile(r'^tiebreak_consensus_events_total\{event="(\w+)"\} (\S+)$', re.MULTILINE)
@@ -28,15 +29,24 @@ class Watcher:
         self._counters: dict[str, dict[str, int]] = {}
 
     async def run(self) -> None:
-        await asyncio.gather(*(self._watch(name) for name in (*self._bed.members, *self._bed.gateways)))
+        """Members may be added and removed meanwhile."""
+        watched: set[str] = set()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                there = {*self._bed.members, *self._bed.gateways}
+                for name in there - watched:
+                    group.create_task(self._watch(name))
+                watched = there
+                await asyncio.sleep(NEWCOMERS_EVERY_S)
 
     async def _watch(self, name: str) -> None:
-        while True:
+        while name in self._bed.addresses:
             began = time.monotonic()
             status = await self._status(name)
             self.latest[name] = status
             self._write(name, status)
             await asyncio.sleep(max(0.02, EVERY_S - (time.monotonic() - began)))
+        self.latest.pop(name, None)
 
     async def _status(self, name: str) -> dict[str, Any] | None:
         try:
