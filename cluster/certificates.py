@@ -81,12 +81,13 @@ def _host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
 
 
 def _names_now(certificate: Path, member: str) -> list[x509.GeneralName]:
-    """What the certificate that is there names besides the member."""
+    """What the certificate that is there names besides the member; nothing, if it is another's."""
     try:
         found = read_certificates(certificate)[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (OSError, ValueError, x509.ExtensionNotFound):
         return []
-    return [name for name in found if name != x509.DNSName(member)]
+    own = x509.DNSName(member)
+    return [name for name in found if name != own] if own in found else []
 
 
 def make_all(folder: Path, cluster_id: str, members: list[str]) -> None:
