@@ -45,6 +45,7 @@ NEVER = 10**9
 WITNESS_PATIENCE = 20
 """A witness that is elected could serve nobody, and the library knows no witness: it comes last, by far."""
 ENTRY_BYTES = 1 << 20
+FORWARD = "--forward"
 REGULAR = b"\x00"
 """The first byte of an entry that holds a call."""
 ROLES = {0: Role.follower, 1: Role.candidate, 2: Role.leader}
@@ -67,21 +68,37 @@ class Dialed(TCPNode):  # type: ignore[misc]
 
 
 class StockLog(SyncObj):  # type: ignore[misc]
-    """told(index, payload) is called on the library's thread for each entry that it applies."""
+    """told(index, payload) and heard(index, target, source, kind, body) are called on the library's thread for each
+    entry that it applies: a batch, or what one member says to another."""
 
-    def __init__(self, me: str, others: list[TCPNode], conf: SyncObjConf, told: Callable[[int, bytes], None]) -> None:
+    def __init__(
+        self,
+        me: str,
+        others: list[TCPNode],
+        conf: SyncObjConf,
+        told: Callable[[int, bytes], None],
+        heard: Callable[[int, str, str, str, bytes], None],
+    ) -> None:
         self._told = told
+        self._heard = heard
         super().__init__(me, others, conf)
 
     @replicated  # type: ignore[untyped-decorator]
     def put(self, payload: bytes) -> None:
         self._told(self.raftLastApplied + 1, payload)
 
+    @replicated  # type: ignore[untyped-decorator]
+    def tell(self, target: str, source: str, kind: str, body: bytes) -> None:
+        self._heard(self.raftLastApplied + 1, target, source, kind, body)
+
 
 class StockEngine:
     """Implements what a leader and its followers need of Engine, as well as the library can."""
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, *, forwards: bool = False) -> None:
+        """forwards: members that follow know their leader, and send it commands, through the log: the library carries
+        nothing else. Without, clients have to ask the leader."""
+        self._forwards = forwards
         self.on_committed: Callable[[int, bytes], None] = lambda _index, _payload: None
         self.on_role: Callable[[], None] = lambda: None
         self.on_message: Callable[[str, str, bytes], None] = lambda _member, _kind, _body: None
@@ -122,17 +139,24 @@ class StockEngine:
             if index > applied_index:
                 loop.call_soon_threadsafe(self._deliver, index, payload)
 
+        def heard(index: int, target: str, source: str, kind: str, body: bytes) -> None:
+            if index > applied_index and target == self._me.name:
+                loop.call_soon_threadsafe(self._message, source, kind, body)
+
         others = [
             Dialed(address, self._config.dial[other.name]) if other.name in self._config.dial else TCPNode(address)
             for address, other in self._others.items()
         ]
         self._delivered_index = applied_index
-        self._log = StockLog(_address(self._me), others, conf, told)
+        self._log = StockLog(_address(self._me), others, conf, told, heard)
         self._looking = loop.create_task(self._look())
 
     def _deliver(self, index: int, payload: bytes) -> None:
         self._delivered_index = index
         self.on_committed(index, payload)
+
+    def _message(self, source: str, kind: str, body: bytes) -> None:
+        self.on_message(source, kind, body)
 
     async def stop(self) -> None:
         if self._looking is not None:
@@ -167,7 +191,9 @@ class StockEngine:
         self._stored_index = index
 
     def send(self, member: str, kind: str, body: bytes) -> bool:
-        return False
+        if self._forwards:
+            self._log.tell(member, self._me.name, kind, body)
+        return self._forwards
 
     def status(self) -> EngineStatus:
         log = self._log
@@ -196,9 +222,9 @@ class StockEngine:
         name = None
         if log._isLeader():
             name = self._me.name
-        elif leader is not None and self._me.role is MemberRole.witness:
+        elif leader is not None and (self._forwards or self._me.role is MemberRole.witness):
             name = self._others[str(leader.id)].name
-        # Nothing is forwarded here: a replica that follows says that it knows no leader, and clients ask the other.
+        # Where nothing is forwarded, a replica that follows says that it knows no leader, and clients ask the other.
         connected = 1 + len(log._SyncObj__connectedNodes)
         has_quorum = leader is not None and connected * 2 > len(self._others) + 1
         return ROLES[log._SyncObj__raftState], name, has_quorum
@@ -217,10 +243,6 @@ def _address(member: Member) -> str:
     return f"{member.peer_host}:{member.peer_port}"
 
 
-def make_engine(config: NodeConfig) -> Engine:
-    return StockEngine(config)
-
-
 def show_log(path: Path) -> None:
     journal = FileJournal(str(path))
     out = sys.stdout.buffer
@@ -230,7 +252,8 @@ def show_log(path: Path) -> None:
         payload = b""
         if command[:1] == REGULAR:
             _, arguments = pickle.loads(command[1:])[:2]  # our own file
-            payload = arguments[0]
+            if len(arguments) == 1:
+                payload = arguments[0]
         entry = {"index": index, "term": term, "payload": base64.b64encode(payload).decode()}
         out.write(msgspec.json.encode(entry) + b"\n")
 
@@ -239,8 +262,13 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "--log":
         show_log(Path(arguments[1]))
         return 0
-    config = read_config(Path(arguments[0]))
+    *flags, path = arguments
+    config = read_config(Path(path))
     configure_logging(config.log_level, member=config.name)
+
+    def make_engine(config: NodeConfig) -> Engine:
+        return StockEngine(config, forwards=FORWARD in flags)
+
     vars(app)["make_engine"] = make_engine
     print("the library as published: this member keeps no promise", file=sys.stderr)
     return uvloop.run(app.serve(config))

@@ -156,7 +156,9 @@ def _read_journal(path: Path, cluster_id: str, held: Held) -> None:
 def _read_stock(path: Path, held: Held) -> None:
     if not path.is_file():
         raise DumpFailed("it has no journal")
-    found = subprocess.run([*program(STOCK), "--log", str(path)], capture_output=True, check=False, timeout=TIMEOUT_S)
+    found = subprocess.run(
+        [*program(STOCK)[:-1], "--log", str(path)], capture_output=True, check=False, timeout=TIMEOUT_S
+    )
     if found.returncode:
         raise DumpFailed(found.stderr.decode("utf-8", "replace")[-500:])
     head, *rest = found.stdout.splitlines()

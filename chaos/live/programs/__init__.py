@@ -39,7 +39,7 @@ def program(name: str, *, environment: Collection[str] = ()) -> Sequence[str]:
         return (*python, f"{_HERE}.member") if {FAILPOINTS, ARCHIVE} & set(environment) else MEMBER_PROGRAM
     if name == STOCK:
         # By its path: the benchmarks stand beside this room, so it can't be imported.
-        return (*python, "bench.stock_member")
+        return (*python, "bench.stock_member", "--forward")
     if name in MUTANTS:
         return (*python, f"{_HERE}.mutant", name)
     raise UnknownProgram(f"program {name!r}: one of {', '.join((SHIPPED, STOCK, *MUTANTS))}")

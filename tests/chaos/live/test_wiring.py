@@ -109,7 +109,7 @@ def test_programs_are_known_by_name() -> None:
     assert program(SHIPPED)[-1] == "node"
     assert program(SHIPPED, environment={FAILPOINTS: "x"})[-1] == "chaos.live.programs.member"
     assert program(SHIPPED, environment={ARCHIVE: "x"})[-1] == "chaos.live.programs.member"
-    assert program(STOCK)[-1] == "bench.stock_member"
+    assert program(STOCK)[-2:] == ("bench.stock_member", "--forward")
     for name in MUTANTS:
         assert program(name)[-2:] == ("chaos.live.programs.mutant", name)
         with pytest.raises(UnknownProgram, match=name):
