@@ -156,5 +156,5 @@ lock: ## resolve dependencies anew into requirements.txt and requirements-dev.tx
 	sed -i 's|-r /dev/fd/.*|the build|' requirements.txt
 
 clean: ## remove the environment, caches and what runs left in the checkout
-	rm -rf $(VENV) $(VENV)-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info demo-run run
+	rm -rf $(VENV) $(VENV)-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info demo-run run chaos-runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,7 +32,7 @@ RUNS = Path("chaos-runs")
 
 Json = Annotated[bool, typer.Option("--json", envvar="TIEBREAK_JSON", show_envvar=False, help="Print JSON on stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
-Ledger = Annotated[Path, typer.Option(help="Where each run adds a line.")]
+Ledger = Annotated[Path, typer.Option(help="Where each run adds a line.", show_default="chaos/ledger.jsonl")]
 
 
 @app.command("list")

@@ -12,7 +12,8 @@ from chaos.history.file import NAME as HISTORY
 from chaos.history.file import read_history
 from chaos.history.run import RunUnreadable, read_run
 
-LEDGER = Path("chaos-ledger.jsonl")
+LEDGER = Path(__file__).parents[1] / "ledger.jsonl"
+"""Of the checkout that runs: chaos/ledger.jsonl."""
 
 
 class Entry(Struct, frozen=True, omit_defaults=True):

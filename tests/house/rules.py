@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 ROOMS = ("statemachine", "cluster", "node", "gateway", "chaos", "bench")
-SKIPPED_FOLDERS = {"__pycache__", "build", "demo-run", "run"}
+SKIPPED_FOLDERS = {"__pycache__", "build", "chaos-runs", "demo-run", "run"}
 TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".txt", ".sh", ".json", ".html", ".cfg", ".ini", ".yml", ".yaml", ".golden"}
 
 # The few files where each outside library may be imported; tests may import what they test with.
