@@ -3,8 +3,8 @@
 The rest of the member is the product, so that both stand behind the same load. The library is set for its least
 latency (each entry is sent at once), its compaction is off (it would need our state), and it syncs nothing. It serves
 commands of clients that ask the leader and keeps no promise: see the table of its defects in cluster/DESIGN.md.
-With `--forward` before the file, followers pass commands on to the leader. `... --log JOURNAL` prints what a stopped one's
-journal holds: a line with the index up to which it knew of a majority, then the entries.
+With `--forward` before the file, followers pass commands on to the leader. `... --log JOURNAL` prints what a stopped
+one's journal holds: a line with the index up to which it knew of a majority, then the entries.
 """
 
 import asyncio
