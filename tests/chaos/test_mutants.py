@@ -1,9 +1,12 @@
 """Every fault put into the engine is noticed: most by a script, the others by a few seeds."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from chaos import sim
 from chaos.sim import real_mutants
 from chaos.sim.cli import app
 from chaos.sim.mutants import MUTANTS, Mutant, MutantStale, hunt, mutated
@@ -16,6 +19,13 @@ GATE_SEEDS = 60
 def test_the_mutant_is_noticed(mutant: Mutant) -> None:
     killed = hunt(mutant, seeds=GATE_SEEDS)
     assert killed is not None, f"{mutant.name!r} survived all scripts and {GATE_SEEDS} seeds"
+
+
+def test_the_recorded_table_has_each_mutant() -> None:
+    """After a new one: `tiebreak sim mutants --table`, and `--real`."""
+    recorded = (Path(sim.__file__).parent / "MUTANTS.md").read_text("utf-8")
+    names = [*(mutant.name for mutant in MUTANTS), *(mutant.name for mutant in real_mutants.MUTANTS)]
+    assert [name for name in names if f"| {name} |" not in recorded] == []
 
 
 def test_there_are_enough_of_them() -> None:
