@@ -75,16 +75,15 @@ class Broken(LinkNemesis):
         self.before: dict[str, frozenset[int]] = {}
 
     async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
-        self.before = {link.name: seeing.connections(target, link) for link in target.links}
+        self.before = await seeing.connections(target, target.links)
         return await super().begin(target, rng, detail)
 
     async def bite(self, target: Target, struck: Struck) -> str:
         gone: set[str] = set()
 
         async def look() -> str:
-            for link in self.links:
-                if self.before[link.name] - seeing.connections(target, link) or not self.before[link.name]:
-                    gone.add(link.name)
+            now = await seeing.connections(target, self.links)
+            gone.update(name for name in now if self.before[name] - now[name] or not self.before[name])
             return f"old connections ended on {len(gone)} links" if len(gone) == len(self.links) else ""
 
         return await felt(look, f"{self.name}: the end of every old connection")

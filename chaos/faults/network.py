@@ -192,7 +192,7 @@ class HoldOld(LinkNemesis):
         restart = bool(drawn(detail, "restart", lambda: rng.random() < 0.5))
         name = (await choose(target, rng, who))[0]
         links = sides.around(target.links, name)
-        self.before = {link.name: seeing.connections(target, link) for link in links}
+        self.before = await seeing.connections(target, links)
         self.restarted = [name] if restart else []
         return links, {"who": name, "restart": restart}
 
@@ -205,9 +205,8 @@ class HoldOld(LinkNemesis):
             await processes.bring_back(target, [name])
 
         async def look() -> str:
-            fresh = [
-                link.name for link in self.links if seeing.connections(target, link) - self.before.get(link.name, set())
-            ]
+            now = await seeing.connections(target, self.links)
+            fresh = [name for name in now if now[name] - self.before.get(name, frozenset())]
             return f"new connections beside the held ones: {', '.join(fresh)}" if len(fresh) == len(self.links) else ""
 
         return await felt(look, f"{self.name}: new connections on all links", within_s=20)

@@ -1,6 +1,7 @@
 """How a cut is seen from outside: who no longer hears whom, and which connections stand."""
 
 import asyncio
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,32 @@ ESTABLISHED = "01"
 FROZEN_S = 1.0
 
 
-def connections(target: Target, link: Link) -> frozenset[int]:
-    """The dialer's ports of the connections that stand on this link; a new connection has another port."""
-    pid = target.pid(link.dialer)
-    wanted = f":{link.listen[1]:04X}"
-    try:
-        lines = Path(f"/proc/{pid}/net/tcp").read_text("ascii").splitlines()[1:]
-    except OSError:
-        return frozenset()
-    rows = (line.split() for line in lines)
-    return frozenset(
-        int(row[1].rpartition(":")[2], 16) for row in rows if row[2].endswith(wanted) and row[3] == ESTABLISHED
-    )
+async def connections(target: Target, links: Iterable[Link]) -> dict[str, frozenset[int]]:
+    """By link, the dialer's ports of the connections that stand on it; a new connection has another port.
+
+    On another thread: the kernel takes up to a tenth of a second to list them, and clients wait on this one.
+    """
+    pids = {link: target.pid(link.dialer) for link in links}
+    return await asyncio.to_thread(_connections, pids)
+
+
+def _connections(pids: dict[Link, int | None]) -> dict[str, frozenset[int]]:
+    listed: dict[str, list[list[str]]] = {}
+    found: dict[str, frozenset[int]] = {}
+    for link, pid in pids.items():
+        try:
+            network = os.readlink(f"/proc/{pid}/ns/net")
+            if network not in listed:
+                lines = Path(f"/proc/{pid}/net/tcp").read_text("ascii").splitlines()[1:]
+                listed[network] = [line.split() for line in lines]
+            rows = listed[network]
+        except OSError:
+            rows = []
+        wanted = f":{link.listen[1]:04X}"
+        found[link.name] = frozenset(
+            int(row[1].rpartition(":")[2], 16) for row in rows if row[2].endswith(wanted) and row[3] == ESTABLISHED
+        )
+    return found
 
 
 def deaf_ends(link: Link, way: Way) -> list[tuple[str, str]]:

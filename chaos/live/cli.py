@@ -298,9 +298,9 @@ def _print_verdict(verdict: Verdict) -> None:
 
 def _summed(entries: list[ledgers.Entry]) -> None:
     table = Table(box=None, pad_edge=False)
-    titles = ("scenario", "runs", "pass", "fail", "invalid", "minutes", "faults", "answered", "refused", "unknown")
+    titles = ("scenario", "runs", "pass", "fail", "inv.", "min", "faults", "answered", "refused", "unknown")
     for title in titles:
-        table.add_column(title, justify="left" if title == "scenario" else "right")
+        table.add_column(title, justify="left" if title == "scenario" else "right", no_wrap=title == "scenario")
     for row in ledgers.summed(entries):
         table.add_row(row[0], *(f"{value:,}" for value in row[1:]))
     out.print(table)

@@ -105,6 +105,10 @@ class Playing:
             self._begin("start", 0)
             self._view.say(f"starting {len(bed.members)} members and {len(bed.gateways)} gateways")
             await bed.open()
+            if isinstance(bed.network, ToxiproxyNetwork):
+                found = {**self._written.versions, "toxiproxy": ", ".join(sorted(set(bed.network.versions().values())))}
+                self._written = replace(self._written, versions=found)
+                write_run(asked.folder, self._written)
             context = Context(
                 writer,
                 members={name: bed.addresses[name] for name in bed.replicas},

@@ -230,9 +230,9 @@ def test_connections_are_known_by_the_dialers_port(small: PaperTarget, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as server:
         link = Link("a->b", "peer", "a", "b", server.getsockname(), ("127.0.0.1", 1))
         monkeypatch.setattr(small, "pid", lambda name: os.getpid())
-        assert seeing.connections(small, link) == frozenset()
+        assert asyncio.run(seeing.connections(small, [link]))[link.name] == frozenset()
         with socket.create_connection(server.getsockname()) as one:
-            assert seeing.connections(small, link) == {one.getsockname()[1]}
+            assert asyncio.run(seeing.connections(small, [link]))[link.name] == {one.getsockname()[1]}
 
 
 def test_a_draw_is_made_even_when_the_detail_says_it() -> None:
