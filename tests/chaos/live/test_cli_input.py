@@ -116,3 +116,25 @@ def test_histories_of_others_are_judged(tmp_path: Path) -> None:
         judged = run(app, ["check", "--format", "knossos", str(path), "--json"])
         assert judged.exit_code == code, judged.output
         assert msgspec.json.decode(judged.stdout, type=Verdict).verdict == word
+
+
+def test_a_night_in_which_nothing_can_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOXIPROXY_SERVER", str(tmp_path / "nowhere"))
+    path = tmp_path / "ledger.jsonl"
+    words = ["--minutes", "0.1", "--out", str(tmp_path / "runs"), "--ledger", str(path), "dc-cut"]
+    night = run(app, ["nightly", *words])
+    assert night.exit_code == 3, night.output
+    entries = ledger.read(path)
+    assert entries
+    assert {(entry.scenario, entry.verdict) for entry in entries} == {("dc-cut", "invalid")}
+    assert "TOXIPROXY_SERVER" in entries[0].why
+    assert "tiebreak chaos run dc-cut" in night.stderr
+    assert len({entry.seed for entry in entries}) == len(entries)
+
+
+def test_a_mutant_whose_run_shows_nothing_is_not_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOXIPROXY_SERVER", str(tmp_path / "nowhere"))
+    bitten = run(app, ["teeth", "double-credit", "--out", str(tmp_path / "runs"), "--json"])
+    assert bitten.exit_code == 3
+    (one,) = json.loads(bitten.stdout)
+    assert (one["program"], one["noticed"], one["verdict"]) == ("double-credit", False, "invalid")
