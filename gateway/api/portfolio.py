@@ -19,6 +19,9 @@ from node.errors import EpochChanged, NodeError, NotReady, ReadTimeout
 from node.session_token import FIELD, SessionTokens
 
 NODE_S = 2.0
+UNKNOWN = "this gateway knows no such account"
+UNKNOWN_S = 0.5
+"""So long a node may take to say that it knows of one, opened a moment ago; then the answer is what is known here."""
 
 
 class _Balance(Struct, frozen=True):
@@ -85,10 +88,13 @@ async def portfolio(request: web.Request) -> web.Response:
                 body = body_of(core, name)
             standing = core.projection.standing
             return _respond(request, body, Age(standing.as_of_us), standing.index)
-        why = "this gateway knows no such account"
+        why = UNKNOWN
     else:
         metrics.read("portfolio", "miss")
     said = await ask_node(request, name, why)
+    if said.status == 503 and why == UNKNOWN:
+        # A node that is cut off can't say; this side of the product answers with what it has.
+        raise AccountNotFound("no such account here, and no node can tell now", field="account")
     if said.status != 200:
         return answer_of(said)
     index = int(said.headers.get("X-Log-Index", "0"))
@@ -102,10 +108,13 @@ async def ask_node(request: web.Request, account: str, why: str) -> Said:
     try:
         with request.app[METRICS].stage("node"):
             return await request.app[RELAY].send(
-                "GET", f"/v1/accounts/{account}", headers=_identity(request), timeout_s=NODE_S
+                "GET",
+                f"/v1/accounts/{account}",
+                headers=_identity(request),
+                timeout_s=UNKNOWN_S if why == UNKNOWN else NODE_S,
             )
     except (NoNode, ReadTimeout) as error:
-        if why == "this gateway knows no such account":
+        if why == UNKNOWN:
             raise AccountNotFound("no such account here, and no node can be asked", field="account") from error
         raise NotReached(f"{why}, and no node answered: nothing older is shown") from error
 

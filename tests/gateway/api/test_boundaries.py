@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.consensus.engine import Role
 from gateway.cache.state import connect
 from gateway.notify.notice import Notice
 from node.session_token import SessionTokens
@@ -64,6 +65,14 @@ async def test_a_gateway_that_is_behind_asks_a_node_and_never_shows_an_older_por
             # What the gateway knows of costs is of before: it is left out rather than mixed in.
             row = next(one for one in found.body["positions"] if one["asset"] == "AAPL")
             assert (row["cost"], row["unrealised"], row["basis_unknown_qty"]) == (None, None, "1010")
+
+
+async def test_an_account_that_nobody_here_knows_is_not_found_though_the_node_is_cut_off(tmp_path: Path) -> None:
+    async with market(tmp_path) as (solo, (site,)):
+        solo.log.changed(role=Role.follower, leader=None, term=2, has_quorum=False)
+        unknown = await site.ask("/v1/portfolio?account=nobody", role="auditor")
+        assert (unknown.status, unknown.body["error"]) == (404, "account_not_found")
+        assert (await site.ask("/v1/portfolio")).status == 200
 
 
 async def test_behind_and_without_a_node_it_refuses_rather_than_show_an_older_portfolio(tmp_path: Path) -> None:
