@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.consensus.engine import Role
+from cluster.consensus.engine import NoQuorum
 from gateway.cache.state import connect
 from gateway.notify.notice import Notice
 from node.session_token import SessionTokens
@@ -69,7 +69,9 @@ async def test_a_gateway_that_is_behind_asks_a_node_and_never_shows_an_older_por
 
 async def test_an_account_that_nobody_here_knows_is_not_found_though_the_node_is_cut_off(tmp_path: Path) -> None:
     async with market(tmp_path) as (solo, (site,)):
-        solo.log.changed(role=Role.follower, leader=None, term=2, has_quorum=False)
+        solo.log.refuse = NoQuorum("no majority answers")
+        refused = await site.ask("/v1/accounts/anna")
+        assert (refused.status, refused.body["error"]) == (503, "no_quorum")
         unknown = await site.ask("/v1/portfolio?account=nobody", role="auditor")
         assert (unknown.status, unknown.body["error"]) == (404, "account_not_found")
         assert (await site.ask("/v1/portfolio")).status == 200
