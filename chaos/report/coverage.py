@@ -1,6 +1,7 @@
 """What a run exercised: faults by kind, and how often the cluster did what only faults make it do."""
 
 from collections import Counter
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -23,6 +24,10 @@ WORD = "counters"
 """Under this name in the detail of a sighting."""
 
 
+INSTALLED = b'"snapshot installed"'
+"""A line of a member's log."""
+
+
 class Kind(Struct):
     """How often one kind of fault was begun, seen to hold, and could not be put in."""
 
@@ -40,7 +45,8 @@ class Coverage(Struct):
     workloads: dict[str, dict[str, int]]
 
 
-def coverage(history: History, made: Timeline) -> Coverage:
+def coverage(history: History, made: Timeline, *, snapshots: int = 0) -> Coverage:
+    """snapshots: how many were installed."""
     kinds: dict[str, Kind] = {}
     for band in made.bands:
         kind = kinds.setdefault(band.nemesis, Kind(band.nemesis))
@@ -48,12 +54,17 @@ def coverage(history: History, made: Timeline) -> Coverage:
         kind.bit += band.bit
         kind.failed += band.failed
     events = {"elections": len({reign.term for reign in made.reigns})} | processes(history.seen)
-    events |= counted(history.seen)
+    events |= {"snapshots installed": snapshots} | counted(history.seen)
     workloads: dict[str, dict[str, int]] = {}
     for op in history.ops:
         ends = workloads.setdefault(op.workload, {"ok": 0, "fail": 0, "unknown": 0})
         ends[op.outcome] += 1
     return Coverage(sorted(kinds.values(), key=lambda one: -one.begun), events, workloads)
+
+
+def installed(folder: Path) -> int:
+    """How often a member put a snapshot in the place of its state, by the members' logs in a run's folder."""
+    return sum(path.read_bytes().count(INSTALLED) for path in sorted(folder.glob("members/*.log")))
 
 
 def processes(seen: list[Seen]) -> dict[str, int]:
@@ -76,4 +87,4 @@ def counted(seen: list[Seen]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for counters in last.values():
         total.update({name: int(value) for name, value in counters.items()})
-    return {name: total[name] for name in COUNTERS if name in total}
+    return {name: total[name] for name in COUNTERS}

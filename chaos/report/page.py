@@ -11,7 +11,7 @@ from chaos.check.verdict import Check, Verdict
 from chaos.history.file import NAME as HISTORY
 from chaos.history.file import History, read_history
 from chaos.history.run import Run, RunUnreadable, read_run
-from chaos.report.coverage import COUNTERS, coverage
+from chaos.report.coverage import COUNTERS, Coverage, coverage, installed
 from chaos.report.drawing import draw, fault_label
 from chaos.report.style import CSS
 from chaos.report.timeline import OUTCOMES, TOOK_MS, Band, Timeline, timeline
@@ -31,7 +31,7 @@ def build_report(folder: Path) -> Path:
     run = read_run(folder)
     history = read_history(folder / HISTORY)
     path = folder / NAME
-    path.write_text(page(run, read_verdict(folder), history), "utf-8")
+    path.write_text(page(run, read_verdict(folder), history, snapshots=installed(folder)), "utf-8")
     return path
 
 
@@ -46,7 +46,7 @@ def read_verdict(folder: Path) -> Verdict | None:
         raise RunUnreadable(f"{path}: {error}") from error
 
 
-def page(run: Run, verdict: Verdict | None, history: History) -> str:
+def page(run: Run, verdict: Verdict | None, history: History, *, snapshots: int = 0) -> str:
     made = timeline(history, run.sites)
     word = verdict_word(verdict)
     body = "".join(
@@ -57,7 +57,7 @@ def page(run: Run, verdict: Verdict | None, history: History) -> str:
             _outages(made),
             _checks(verdict),
             _faults(made),
-            _coverage(history, made, verdict),
+            _coverage(coverage(history, made, snapshots=snapshots)),
             _repeat(run),
             _glossary(),
         )
@@ -210,8 +210,7 @@ def _drawn(band: Band) -> Iterable[tuple[str, object]]:
     return ((name, value) for name, value in band.detail.items() if name not in ("seen", "majority", TOOK_MS))
 
 
-def _coverage(history: History, made: Timeline, verdict: Verdict | None) -> str:
-    found = coverage(history, made)
+def _coverage(found: Coverage) -> str:
     kinds = [(one.nemesis, str(one.begun), str(one.bit), str(one.failed)) for one in found.kinds]
     events = [(name.replace("_", " "), f"{count:,}", COUNTERS.get(name, "")) for name, count in found.events.items()]
     loads = [(name, *(f"{ends[outcome]:,}" for outcome in OUTCOMES)) for name, ends in sorted(found.workloads.items())]

@@ -8,7 +8,7 @@ import pytest
 
 from chaos.history.file import read_history
 from chaos.history.run import RunUnreadable
-from chaos.report.coverage import coverage
+from chaos.report.coverage import coverage, installed
 from chaos.report.page import build_report
 from chaos.report.timeline import OUTCOMES, Timeline, timeline
 from tests.chaos.report.made_up import CUTS, ELECTION_S, KILL, SITES, failed, make_run, passed
@@ -71,6 +71,16 @@ def test_coverage_counts_over_the_lives_of_a_process(folder: Path, made: Timelin
     assert found.events["processes started again"] == 1
     assert found.events["truncations"] == 4  # three members once, and dc-a in its second life too
     assert found.workloads["bank"]["fail"] > 0
+    assert found.events["membership_changes"] == 0  # what never happened is shown as such
+
+
+def test_snapshots_are_counted_in_the_members_logs(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", verdict=passed())
+    (folder / "members").mkdir()
+    for name in ("dc-a", "dc-b"):
+        (folder / "members" / f"{name}.log").write_text('{"index": 7, "event": "snapshot installed"}\n' * 2)
+    assert installed(folder) == 4
+    assert 'snapshots installed</td><td class="n">4<' in build_report(folder).read_text("utf-8")
 
 
 def test_a_report_stands_alone_and_says_what_came_of_it(folder: Path) -> None:
