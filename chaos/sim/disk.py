@@ -1,7 +1,7 @@
 """One member's disk: what was synced survives a power cut, what was not is lost; it can be slow, full, or broken.
 
 A group of the journal is one LMDB transaction, so a cut leaves all of it or nothing; what real LMDB does under
-cuts is another test's.
+cuts is another test's. A disk that lies is beyond what is promised, and is there to see that it is noticed.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,6 +40,23 @@ class Disk:
         self.entries: list[Entry] = []
         self.vote = Vote(0, None)
         self.commit_index = 0
+        self._platter: tuple[DiskRecord, dict[str, str], Base | None, list[Entry], Vote, int] | None = None
+
+    def lie(self) -> None:
+        """From now on it says of each group that it is there, and the next power cut takes all of them back."""
+        self._platter = (
+            self.record,
+            dict(self.peer_disk_ids),
+            self.base,
+            list(self.entries),
+            self.vote,
+            self.commit_index,
+        )
+
+    def power_cut(self) -> None:
+        if self._platter is not None:
+            self.record, self.peer_disk_ids, self.base, self.entries, self.vote, self.commit_index = self._platter
+            self._platter = None
 
     @property
     def first_index(self) -> int:

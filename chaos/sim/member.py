@@ -280,6 +280,7 @@ class Member:
         if lost:
             around.counters["unsynced_losses"] += 1
         self._works.clear()
+        self.disk.power_cut()
         self.gather()
         self.alive = False
         around.counters["crashes"] += 1

@@ -155,6 +155,10 @@ class Stage:
         weather = self[name].weather
         weather.sync_us = (int(ms * 1000), int(ms * 1000)) if ms else (300, 400)
 
+    def lie(self, name: str) -> None:
+        """Its disk says of what comes that it is there, until the next power cut takes that back."""
+        self[name].disk.lie()
+
     def inject(self, target: str, source: str, message: Any) -> None:
         """A message from the past, or from nowhere."""
         member = self[target]
