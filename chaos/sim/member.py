@@ -293,6 +293,8 @@ class Member:
         counters, core = self.around.counters, self.core
         for name in ENGINE_COUNTERS:
             counters[name] += core.counters[name]
+        if core.counters["disk_forgot"]:
+            raise Violation("nobody_forgets", f"{self.name} blames an honest disk")
         counters["trimmed"] += core.journal.first_index - self._first_index
 
     def configured(self) -> None:

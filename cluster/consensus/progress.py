@@ -22,6 +22,7 @@ class Progress:
         "disk_id",
         "flight",
         "flight_bytes",
+        "forgetting",
         "full",
         "heard_at",
         "joined",
@@ -43,6 +44,7 @@ class Progress:
         self.probing = True
         self.probe_sent = False
         self.refusals_count_from = 0
+        self.forgetting = False
         self.stranded = False
         self.joined = True
         self.full = False
@@ -70,21 +72,30 @@ class Progress:
         self._probe_from(self.matched_index + 1 if self.matched_index else self.next_index)
 
     def accepted(self, matched_index: int) -> None:
+        self.forgetting = False
         self.matched_index = max(self.matched_index, matched_index)
         self.next_index = max(self.next_index, self.matched_index + 1)
         self.probing = self.probe_sent = False
         while self.flight and self.flight[0][0] <= self.matched_index:
             self.flight_bytes -= self.flight.popleft()[1]
 
-    def refused(self, retry_index: int, sequence: int, newest_sequence: int) -> None:
+    def refused(self, retry_index: int, sequence: int, newest_sequence: int) -> bool:
         """Go back. Refusals of what was sent before we went back say nothing new, so they don't count.
 
         Taking the newest of them is what makes the library go forward again, for ever (audit F2).
+
+        True: it has forgotten entries that it had acknowledged, and is sent them again. One refusal of such an
+        entry may be older than the acknowledgement; the next was asked for after it.
         """
         if sequence < self.refusals_count_from:
-            return
+            return False
         self.refusals_count_from = newest_sequence + 1
+        forgot = self.forgetting and retry_index <= self.matched_index
+        self.forgetting = not forgot and retry_index <= self.matched_index
+        if forgot:
+            self.matched_index = retry_index - 1
         self._probe_from(max(self.matched_index + 1, min(retry_index, self.next_index)))
+        return forgot
 
     def _probe_from(self, next_index: int) -> None:
         self.next_index = next_index

@@ -656,7 +656,15 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             progress.acked_sequence = max(progress.acked_sequence, reply.sequence)
         progress.stored_index = max(progress.stored_index, reply.stored_index)
         if reply.retry_index:
-            progress.refused(reply.retry_index, reply.sequence, self._sequence)
+            if progress.refused(reply.retry_index, reply.sequence, self._sequence):
+                self._SyncObj__raftMatchIndex[node] = progress.matched_index
+                self.counters["disk_forgot"] += 1
+                log.critical(
+                    "%s has forgotten entries that it had acknowledged, from %d on: its disk is an old copy, or lies "
+                    "about syncs. It is sent them again; replace that disk",
+                    member,
+                    reply.retry_index,
+                )
         else:
             progress.accepted(reply.matched_index)
             progress.stranded = False

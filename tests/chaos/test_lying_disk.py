@@ -1,4 +1,4 @@
-"""A disk that says "synced" and is not: others may have what it lost; where its word made a majority, checks notice."""
+"""A disk that says "synced" and is not is named, and filled again; where its word made a majority, checks notice."""
 
 import pytest
 
@@ -20,13 +20,11 @@ def committed_on_a_lie(stage: Stage, *, apart: str) -> None:
     assert not stage.on_disk("b1", last)
 
 
-def test_others_have_what_it_lost() -> None:
-    """Who leads and remembers its word asks for nothing older (cluster/DESIGN.md, "Left for later"); the next does."""
+def test_it_is_named_and_gets_back_what_it_lost() -> None:
     with staged(Hardened(), "1+1+1") as stage:
         committed_on_a_lie(stage, apart="")
-        stage.crash("a1")
-        stage.restart("a1")
         stage.converge()
+        assert stage.core("a1").counters["disk_forgot"] == 1
         assert stage["b1"].disk.last_index >= stage["a1"].disk.last_index > 0
 
 
