@@ -1,5 +1,6 @@
 """/v1/portfolio: cash, positions and gains of an account, never older than what its reader has seen already."""
 
+import asyncio
 from decimal import Decimal
 from typing import Any
 
@@ -21,7 +22,7 @@ from node.session_token import FIELD, SessionTokens
 NODE_S = 2.0
 UNKNOWN = "this gateway knows no such account"
 UNKNOWN_S = 0.5
-"""So long a node may take to say that it knows of one, opened a moment ago; then the answer is what is known here."""
+"""So long the nodes may take to say that they know of one, opened a moment ago; then what is known here counts."""
 
 
 class _Balance(Struct, frozen=True):
@@ -106,14 +107,13 @@ async def portfolio(request: web.Request) -> web.Response:
 async def ask_node(request: web.Request, account: str, why: str) -> Said:
     """The account as a node has it, linearizable or at the reader's token. Raises NotReached, AccountNotFound."""
     try:
-        with request.app[METRICS].stage("node"):
-            return await request.app[RELAY].send(
-                "GET",
-                f"/v1/accounts/{account}",
-                headers=_identity(request),
-                timeout_s=UNKNOWN_S if why == UNKNOWN else NODE_S,
-            )
-    except (NoNode, ReadTimeout) as error:
+        # The relay asks one node after the other, each for so long.
+        async with asyncio.timeout(UNKNOWN_S if why == UNKNOWN else None):
+            with request.app[METRICS].stage("node"):
+                return await request.app[RELAY].send(
+                    "GET", f"/v1/accounts/{account}", headers=_identity(request), timeout_s=NODE_S
+                )
+    except (NoNode, ReadTimeout, TimeoutError) as error:
         if why == UNKNOWN:
             raise AccountNotFound("no such account here, and no node can be asked", field="account") from error
         raise NotReached(f"{why}, and no node answered: nothing older is shown") from error

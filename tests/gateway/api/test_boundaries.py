@@ -76,6 +76,15 @@ async def test_an_account_that_nobody_here_knows_is_not_found_though_the_node_is
         assert (unknown.status, unknown.body["error"]) == (404, "account_not_found")
         assert (await site.ask("/v1/portfolio")).status == 200
 
+        async def wait(*, timeout_ms: int) -> int:
+            await asyncio.sleep(timeout_ms / 1000)
+            raise NoQuorum("no majority answers")
+
+        solo.log.read_index = wait  # type: ignore[method-assign]
+        async with asyncio.timeout(0.9):  # the node waits longer for a majority
+            unknown = await site.ask("/v1/portfolio?account=nobody", role="auditor")
+        assert (unknown.status, unknown.body["error"]) == (404, "account_not_found")
+
 
 async def test_behind_and_without_a_node_it_refuses_rather_than_show_an_older_portfolio(tmp_path: Path) -> None:
     async with market(tmp_path) as (solo, (site,)):
