@@ -304,6 +304,8 @@ def _summed(entries: list[ledgers.Entry]) -> None:
     for row in ledgers.summed(entries):
         table.add_row(row[0], *(f"{value:,}" for value in row[1:]))
     out.print(table)
+    if words := ledgers.told(entries):
+        out.print(words, soft_wrap=True)
 
 
 def _json(data: object) -> None:

@@ -16,8 +16,13 @@ LEDGER = Path(__file__).parents[1] / "ledger.jsonl"
 """Of the checkout that runs: chaos/ledger.jsonl."""
 
 
+FIGURES = ("outage_p50_ms", "outage_max_ms", "converged_ms", "gateway_reads", "gateway_reads_answered", "ok_per_s")
+
+
 class Entry(Struct, frozen=True, omit_defaults=True):
-    """hours: with load. injections: faults seen to bite, by kind. red: names of checks that did not pass."""
+    """hours: with load. injections: faults seen to bite, by kind. red: checks that did not pass. figures: those of
+    FIGURES that the verdict has.
+    """
 
     at: str
     scenario: str
@@ -31,6 +36,7 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     versions: dict[str, str]
     red: list[str] = []
     why: str = ""
+    figures: dict[str, float | int] = {}
 
 
 def entry_of(folder: Path, verdict: Verdict | None, *, why: str = "") -> Entry:
@@ -58,7 +64,12 @@ def entry_of(folder: Path, verdict: Verdict | None, *, why: str = "") -> Entry:
         versions=run.versions,
         red=[check.name for check in verdict.checks if check.verdict != "pass"] if verdict is not None else [],
         why=why,
+        figures={name: value for name in FIGURES if isinstance(value := _figure(verdict, name), int | float)},
     )
+
+
+def _figure(verdict: Verdict | None, name: str) -> float | int | str | None:
+    return verdict.figures.get(name) if verdict is not None else None
 
 
 def append(path: Path, entry: Entry) -> None:
@@ -75,6 +86,22 @@ def read(path: Path) -> list[Entry]:
         except msgspec.MsgspecError as error:
             raise RunUnreadable(f"{path}, line {number}: {error}") from error
     return entries
+
+
+def told(entries: list[Entry]) -> str:
+    """What the figures of all runs say together; empty where none has any."""
+    asked = sum(entry.figures.get("gateway_reads", 0) for entry in entries)
+    answered = sum(entry.figures.get("gateway_reads_answered", 0) for entry in entries)
+    longest = [f"{words} {max(values):,.0f} ms" for name, words in _LONGEST if (values := _values(entries, name))]
+    share = [f"gateways answered {answered:,} of {asked:,} reads ({100 * answered / asked:.3f} %)"] if asked else []
+    return "; ".join([*share, *longest])
+
+
+_LONGEST = (("outage_max_ms", "longest outage of writes"), ("converged_ms", "sites agreed after a heal within"))
+
+
+def _values(entries: list[Entry], name: str) -> list[float | int]:
+    return [entry.figures[name] for entry in entries if name in entry.figures]
 
 
 def summed(entries: list[Entry]) -> list[tuple[str, int, int, int, int, int, int, int, int, int]]:

@@ -59,7 +59,15 @@ def passed() -> Verdict:
         Check("convergence", "pass", "both sites have the same preferences after the heal", {"users": 64}),
     ]
     return Verdict(
-        "pass", checks, {"converged_ms": 812, "outage_p50_ms": 713.0, "answered_by_gateway-dc-a_percent": 100.0}
+        "pass",
+        checks,
+        {
+            "converged_ms": 812,
+            "outage_p50_ms": 713.0,
+            "gateway_reads": 481,
+            "gateway_reads_answered": 480,
+            "answered_by_gateway-dc-a_percent": 100.0,
+        },
     )
 
 
