@@ -95,6 +95,7 @@ class Postgres:
         self._do("initdb", "-D", str(primary), "-A", "trust", "-U", "bench", "-E", "UTF8", "--locale=C")
         with (primary / "postgresql.conf").open("a", encoding="utf-8") as settings:
             settings.write(f"synchronous_standby_names = 'ANY 1 ({', '.join(STANDBYS)})'\n")
+            settings.write("wal_keep_size = '1GB'\n")  # a standby that starts late finds what it missed
         # A write before there is a standby would wait for one for ever.
         first = self._server("primary", primary, self._ports[0], "-c", "synchronous_standby_names=")
         self._wait_ready(first, self._ports[0])

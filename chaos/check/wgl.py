@@ -17,6 +17,8 @@ Answer = Literal["ok", "illegal", "unknown"]
 NEVER = 2**63 - 1
 _LOOK_EVERY = 4_096
 """Steps between two looks at the clock."""
+SEEN_MAX = 5_000_000
+"""Places that are remembered: about 1 GiB. A search that needs more ends as unknown."""
 
 
 class Model(Protocol[State]):
@@ -47,8 +49,9 @@ class Timed(Struct, gc=False):
 
 
 class Judged(Struct, frozen=True):
-    """answer: unknown when the time was over first. longest: numbers of the operations of the longest history in which
-    all is well, in their order. stuck: one that ended and could take effect nowhere after those."""
+    """answer: unknown when the time was over first, or too much had to be remembered. longest: numbers of the
+    operations of the longest history in which all is well, in their order. stuck: one that ended and could take effect
+    nowhere after those."""
 
     answer: Answer
     longest: list[int] = []
@@ -93,7 +96,7 @@ class _Search(Generic[State]):
         node = head.after
         while node is not None:
             steps += 1
-            if steps % _LOOK_EVERY == 0 and time.monotonic() > deadline:
+            if steps % _LOOK_EVERY == 0 and (time.monotonic() > deadline or len(seen) > SEEN_MAX):
                 return Judged("unknown", self.longest, self.stuck, steps)
             if node.end is not None:
                 state = model.step(self.state, node.op)

@@ -91,7 +91,8 @@ RECORDINGS = [
 @pytest.mark.real_data
 @pytest.mark.parametrize(("name", "kinds"), RECORDINGS)
 async def test_feed_replay_plays_each_kind_of_recording(name: str, kinds: set[str]) -> None:
-    found = await tiebreak("feed", "replay", str(recorded(name)), "--speed", "5000", "--seconds", "1", "--json")
+    seconds = "5" if name.startswith("iex") else "1"  # a capture of packets begins with minutes without a quote
+    found = await tiebreak("feed", "replay", str(recorded(name)), "--speed", "5000", "--seconds", seconds, "--json")
     assert found.code == 0, found.err
     assert kinds <= found.body["ticks"].keys()
     assert any(row["bid"] and row["ask"] for row in found.body["quotes"])

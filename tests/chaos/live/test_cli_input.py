@@ -1,7 +1,6 @@
 """`tiebreak chaos` on what can't be right: a clear word, the right exit code, and nothing started or left."""
 
 import json
-import os
 from pathlib import Path
 
 import msgspec
@@ -42,8 +41,10 @@ def test_list_has_a_line_for_each_scenario() -> None:
         (["check", "--format", "elle", "x"], "porcupine"),
     ],
 )
-def test_wrong_usage_is_said_before_anything_starts(words: list[str], says: str, tmp_path: Path) -> None:
-    os.chdir(tmp_path)
+def test_wrong_usage_is_said_before_anything_starts(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     refused = run(app, words, env={"COLUMNS": "200"})
     assert refused.exit_code == 2, refused.output
     assert says in refused.stderr
