@@ -146,7 +146,7 @@ _ALL = (
         "stop processes in mid-air (SIGSTOP), the leader too, and let them go on",
         "Processes are stopped as a machine that hangs, and go on later without knowing it. A leader that wakes up "
         "must not serve a read or acknowledge a write that the others have moved beyond.",
-        (Strike("pause", (1.5, 12), draw={"who": ("leader", "leader", "one", "minority")}),),
+        (Strike("pause", (5, 60), draw={"who": ("leader", "leader", "one", "minority")}),),
         gap_s=(2, 5),
         outage_ms_max=RESUMES_MS,
     ),
