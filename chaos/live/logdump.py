@@ -206,7 +206,7 @@ def about(everyone: list[Held], log: Mapping[int, bytes]) -> About:
 
 
 def _gaps(indexes: list[int]) -> Iterator[tuple[int, int]]:
-    first = previous = 0
+    first, previous = 0, -1
     for index in indexes:
         if index != previous + 1:
             if first:

@@ -21,5 +21,7 @@ LIMITS = {
 }
 """One principal sends all of a workload, so rates are lifted. A small loop mount has room for the rest."""
 
+TRIM_NEVER = {"log_reserve": 10**8, "log_laggard_entries": 10**9}
+"""The whole log is there at the end, however long a run lasts: most checks need all of it."""
 TRIM_OFTEN = {"log_reserve": 100, "log_laggard_entries": 300, "log_laggard_ms": 2_000}
 """A replica that is away for 2 s, or 300 entries behind, comes back by a snapshot."""

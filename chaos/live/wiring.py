@@ -141,7 +141,7 @@ def widen(wiring: Wiring, settings: Settings, name: str, *, like: str, number: i
 
 def write_member(path: Path, name: str, settings: Settings, dial: Mapping[str, tuple[str, int]]) -> None:
     """Put settings and proxies into a member's file that was just made."""
-    limits = {**settings.limits, **(profile.TRIM_OFTEN if settings.trim_often else {})}
+    limits = {**settings.limits, **(profile.TRIM_OFTEN if settings.trim_often else profile.TRIM_NEVER)}
     text = _with(_with(path.read_text("utf-8"), "timing", settings.member_timing), "limits", limits)
     if name in settings.disks:
         text = _replaced(text, f'data_dir = "../data/{name}"', _line("data_dir", settings.disks[name]))

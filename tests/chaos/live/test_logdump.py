@@ -49,6 +49,8 @@ ROWS = [
     ([held("a", 2, {1: N, 2: X}), held("b", 3, {3: Y})], {1: N, 2: X, 3: Y}, [], [], []),
     ([held("a", 6, {6: Y}), held("b", 4, {1: N, 4: X})], {1: N, 4: X, 6: Y}, [],
      [(2, 3), (5, 5)], []),
+    # All have trimmed how it began.
+    ([held("a", 4, {3: X, 4: Y}), held("b", 4, {4: Y})], {3: X, 4: Y}, [], [(1, 2)], []),
     # Nobody knows it to be committed, and a majority has it.
     (
         [held("a", 2, {1: N, 2: X, 3: Y}), held("b", 2, {1: N, 2: X, 3: Y, 4: Z}),
