@@ -221,7 +221,7 @@ MUTANTS = [
     Mutant(
         "any refusal counts, and says where to go on (F2)",
         "progress",
-        "        if sequence < self.refusals_count_from:\n            return\n",
+        "        if sequence < self.refusals_count_from:\n            return False\n",
         "",
         also=(
             "self._probe_from(max(self.matched_index + 1, min(retry_index, self.next_index)))",
