@@ -42,7 +42,7 @@ bench: $(RUNTIME) ## all benchmarks with their targets; ARGS="engine --seconds 1
 
 # The stages stop at the first that fails. pytest is last, so that its own summary closes the output;
 # it prints the slowest tests by itself (pyproject.toml).
-test: $(DEV) $(EXTRAS) ## the whole gate: lint, format, types, import contracts, house rules, all tests
+test: $(DEV) $(EXTRAS) $(PROMTOOL) ## the whole gate: lint, format, types, import contracts, house rules, all tests
 	stage() {
 	  local name="$$1" began=$$SECONDS; shift
 	  printf -- '--- %s\n' "$$name"
