@@ -3,19 +3,16 @@
 import asyncio
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import msgspec
 
 from bench import host, load
 from bench.driver import Driver, longest_gap_s
 from bench.flow import Act, Intent
 from bench.market import Market
 from bench.report import Figure, Report, at_least, at_most, exactly
-from bench.running import LIMITS, RunError, Running, run_loop, running
+from bench.running import LIMITS, Running, asked_of_process, run_loop, running
 from bench.stats import spread
 from bench.watching import caught_up, leader_of
 from statemachine.inspection import inspect_store
@@ -141,18 +138,7 @@ async def load_leader(cluster: Running, market: Market, spec: load.Spec) -> tupl
     spec.url = cluster.url(leader)
     spec.token = cluster.token("trader", market.accounts)
     spec.pids = {name: pid for name in cluster.launcher.members if (pid := cluster.launcher.running(name)) is not None}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.load", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        output, _ = await process.communicate(msgspec.json.encode(spec))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        raise RunError(f"the load generator ended with exit code {process.returncode}")
-    return msgspec.json.decode(output, type=load.Result), leader
+    return await asked_of_process("bench.load", spec, load.Result), leader
 
 
 def kill(folder: Path, *, kills: int = 50, rate_per_s: int = 1_000, seed: int = 1, path: str = "") -> Report:

@@ -1,8 +1,6 @@
 """What a user would pick instead, and us, doing the same job in turns, A B A B, in one run on one machine."""
 
-import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from bench.peers.etcd import VALUE_BYTES, Etcd
 from bench.peers.peer import Measured, PeerFailed, PeerMissing
 from bench.peers.postgres import ACCOUNTS, BATCH, CLIENTS_MAX, Postgres
 from bench.report import Figure, Report, at_least
-from bench.running import LIMITS, RunError, Running, check, run_loop, running, send_all
+from bench.running import LIMITS, Running, asked_of_process, check, run_loop, running, send_all
 from bench.watching import leader_of
 from cluster.wire import OpenAccount, TransferFunds
 
@@ -187,18 +185,7 @@ async def _ours(cluster: Running, accounts: list[str], point: Point, seconds: fl
         seconds=seconds,
         pids=[pid for name in members if (pid := cluster.launcher.running(name)) is not None],
     )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.resting", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        output, _ = await process.communicate(msgspec.json.encode(spec))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        raise RunError(f"the load generator ended with exit code {process.returncode}")
-    result = msgspec.json.decode(output, type=resting.Result)
+    result = await asked_of_process("bench.resting", spec, resting.Result)
     return Measured(
         per_s=result.orders / result.seconds,
         p50_ms=result.p50_ms,

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import msgspec
 import uvloop
 
 from bench.market import Market
@@ -203,6 +205,22 @@ def _set(path: Path, table: str, settings: Mapping[str, int]) -> None:
     at = next(number for number, line in enumerate(lines) if line.startswith(f"[{table}]"))
     lines[at + 1 : at + 1] = [f"{name} = {value}" for name, value in settings.items()]
     path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+async def asked_of_process(module: str, spec: object, kind: type[T]) -> T:
+    """Run a load generator as a process of its own: `spec` on its stdin, the result on its stdout. Raises RunError."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        output, _ = await process.communicate(msgspec.json.encode(spec))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise RunError(f"the load generator ended with exit code {process.returncode}")
+    return msgspec.json.decode(output, type=kind)
 
 
 async def send_all(client: Client, requests: list[AnyRequest]) -> list[Outcome]:

@@ -1,15 +1,13 @@
 """etcd beside us: three members, each put durable on a majority; the floor of what Raft costs in a native language."""
 
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Self
 
 import aiohttp
 
-from bench.peers.peer import Measured, PeerFailed, PeerMissing, Server, find, free_ports, tree_cpu_s, wait
+from bench.peers.peer import Measured, Peer, PeerFailed, PeerMissing, Server, find, free_ports, tree_cpu_s, wait
 from bench.running import run_loop
 
 HOW_TO_GET = "etcd is not installed; `make peers` builds it and its load generator with Go"
@@ -21,7 +19,7 @@ KEY_BYTES = 32
 FIRST_PUTS = 500
 
 
-class Etcd:
+class Etcd(Peer):
     """Three members on loopback. Use it with `with`."""
 
     def __init__(self, folder: Path) -> None:
@@ -30,33 +28,15 @@ class Etcd:
         if server is None or load is None:
             raise PeerMissing(f"{HOW_TO_GET} (no {'etcd' if server is None else 'etcd-benchmark'} found)")
         self._server, self._load = str(server), str(load)
-        self._folder = folder
+        super().__init__(folder)
         self._clients: list[str] = []
-        self._servers: list[Server] = []
 
     @property
     def version(self) -> str:
         run = subprocess.run([self._server, "--version"], capture_output=True, text=True, check=True)
         return run.stdout.splitlines()[0].replace("etcd Version:", "etcd").strip()
 
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for server in self._servers:
-            server.stop()
-        self._servers.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _start(self) -> None:
+    def start(self) -> None:
         self._folder.mkdir(parents=True)
         ports = free_ports(2 * len(MEMBERS))
         self._clients = [f"http://127.0.0.1:{port}" for port in ports[: len(MEMBERS)]]

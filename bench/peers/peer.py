@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from msgspec import Struct
 
@@ -87,6 +88,37 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class Peer:
+    """Servers that are up between `with` and its end, whose files go with them."""
+
+    ends_by = signal.SIGTERM
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._servers: list[Server] = []
+
+    def start(self) -> None:
+        """Raises PeerFailed."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for server in reversed(self._servers):
+            server.stop(self.ends_by)
+        self._servers.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def tail(log: Path, lines: int = 12) -> str:

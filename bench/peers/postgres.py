@@ -7,10 +7,10 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Self
 
 from bench.peers.peer import (
     Measured,
+    Peer,
     PeerFailed,
     PeerMissing,
     Server,
@@ -47,8 +47,10 @@ def _folders() -> list[Path]:
     return sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=version, reverse=True)
 
 
-class Postgres:
+class Postgres(Peer):
     """A primary and two standbys on loopback. Use it with `with`."""
+
+    ends_by = signal.SIGINT  # fast: ends its sessions
 
     def __init__(self, folder: Path) -> None:
         """folder: new; its parents are opened to the server's user. Raises PeerMissing."""
@@ -57,34 +59,16 @@ class Postgres:
         if missing:
             raise PeerMissing(f"{HOW_TO_GET} (no {', '.join(missing)} found)")
         self._programs = {name: str(path) for name, path in programs.items()}
-        self._folder = folder
+        super().__init__(folder)
         self._user = unprivileged("postgres")
         self._ports = free_ports(1 + len(STANDBYS))
-        self._servers: list[Server] = []
 
     @property
     def version(self) -> str:
         run = subprocess.run([self._programs["postgres"], "--version"], capture_output=True, text=True, check=True)
         return run.stdout.strip()
 
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for server in reversed(self._servers):
-            server.stop(signal.SIGINT)  # fast: ends its sessions
-        self._servers.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _start(self) -> None:
+    def start(self) -> None:
         self._folder.mkdir(parents=True)
         if self._user is not None:
             shutil.chown(self._folder, self._user, self._user)
