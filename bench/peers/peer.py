@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -90,7 +91,7 @@ class Server:
             self._process.wait()
 
 
-class Peer:
+class Peer(ABC):
     """Servers that are up between `with` and its end, whose files go with them."""
 
     ends_by = signal.SIGTERM
@@ -99,9 +100,9 @@ class Peer:
         self._folder = folder
         self._servers: list[Server] = []
 
+    @abstractmethod
     def start(self) -> None:
         """Raises PeerFailed."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any, ClassVar, Literal
@@ -29,7 +30,7 @@ class Struck(Struct, frozen=True):
     detail: Detail
 
 
-class Nemesis:
+class Nemesis(ABC):
     """One strike. Make a new one for each.
 
     What `detail` leaves open is drawn from `rng`; see each class for what it may say.
@@ -48,17 +49,17 @@ class Nemesis:
         """Why this can't be had on this machine, or with this cluster; empty when it can."""
         return ""
 
+    @abstractmethod
     async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
         """Raises NotCut, or what starting a process raises. Call `end` in any case."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def bite(self, target: Target, struck: Struck) -> str:
         """What shows that it is felt, in words. Raises NotCut: nothing does."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def end(self, target: Target) -> None:
         """Undo what was done, also after a `begin` or `bite` that raised. Raises NotCut: not all of it came back."""
-        raise NotImplementedError
 
 
 def drawn(detail: Detail, name: str, draw: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """Partitions: who is cut off from whom, one way or both, and what is held meanwhile."""
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Awaitable, Iterable, Sequence
 from random import Random
 
@@ -27,9 +28,9 @@ class LinkNemesis(Nemesis):
         self.ways: dict[str, Way] = {}
         self.how = ""
 
+    @abstractmethod
     async def pick(self, target: Target, rng: Random, detail: Detail) -> tuple[list[Link], Detail]:
         """The links, and what was drawn."""
-        raise NotImplementedError
 
     def draw_how(self, rng: Random) -> str:
         return rng.choice(HOWS)

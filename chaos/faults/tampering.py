@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import tempfile
+from abc import abstractmethod
 from pathlib import Path
 from random import Random
 
@@ -93,9 +94,9 @@ class Tampered(Nemesis):
     def available(self, target: Target) -> str:
         return strace_missing()
 
+    @abstractmethod
     def words(self, rng: Random, detail: Detail) -> tuple[str, Detail]:
         """What strace injects, and what was drawn."""
-        raise NotImplementedError
 
     async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
         who = drawn(detail, "who", lambda: rng.choice(("leader", "one")))
