@@ -4,9 +4,9 @@ import asyncio
 import time
 
 from chaos.history.file import HistoryWriter
-from chaos.work import at_gateways
-from chaos.work.context import Context
-from chaos.work.process import Process
+from chaos.workloads import at_gateways
+from chaos.workloads.context import Context
+from chaos.workloads.process import Process
 
 WITHIN_S = 10.0
 POLL_S = 0.05

@@ -3,7 +3,6 @@
 import asyncio
 import platform
 import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from chaos.commit import commit
 from chaos.faults.processes import bring_back, go_on
 from chaos.history.file import NAME as HISTORY
 from chaos.history.file import HistoryWriter, write_final
@@ -32,9 +32,9 @@ from chaos.net.links import Network
 from chaos.net.netns import NamespaceNetwork
 from chaos.net.proxy import OwnNetwork
 from chaos.net.toxiproxy import ToxiproxyNetwork
-from chaos.work.context import Context, Tokens
-from chaos.work.crew import Crew
-from chaos.work.final import read_after_restart, read_final
+from chaos.workloads.context import Context, Tokens
+from chaos.workloads.crew import Crew
+from chaos.workloads.final import read_after_restart, read_final
 
 WARMUP_S = 2.0
 HEALING_S = 4.0
@@ -296,18 +296,4 @@ async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 def versions() -> dict[str, str]:
     """What ran: commit, python."""
-    return {"commit": _commit(), "python": platform.python_version()}
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
+    return {"commit": commit(), "python": platform.python_version()}

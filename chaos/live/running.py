@@ -24,7 +24,7 @@ from chaos.net import netns
 from chaos.net.links import NotCut
 from chaos.net.server import unavailable
 from chaos.report.page import VERDICT, build_report
-from chaos.work.process import SetupFailed
+from chaos.workloads.process import SetupFailed
 from cluster.folder import SHAPES, FolderError
 from cluster.launcher import LaunchError
 

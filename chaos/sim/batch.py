@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import platform
 import signal
-import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from msgspec import Struct
 import chaos.sim
 import cluster.consensus
 import statemachine
+from chaos.commit import commit
 from chaos.sim.engines import engine_named
 from chaos.sim.faults import KINDS, TRAPS
 from chaos.sim.quiet import quiet
@@ -190,26 +190,12 @@ def versions() -> dict[str, str]:
         for path in sorted(folder.rglob("*.py")):
             whole.update(path.read_bytes())
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "sources": whole.hexdigest(),
         "tiebreak": version("tiebreak"),
         "pysyncobj": version("pysyncobj"),
         "python": platform.python_version(),
     }
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 def append(path: Path, entry: Entry) -> None:

@@ -83,10 +83,7 @@ CONTRACT = {"codec", "codes", "commands", "events", "results", "types"}
 MARKS = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b")
 HOSTS = re.compile("|".join(("py" + r"pi\.org", "python" + r"hosted\.org", "npm" + r"js\.(com|org)", "--" + "index-url",
                              "--" + "extra-index-url", "crates" + r"\.io", "proxy" + r"\.golang")))  # fmt: skip
-# Not in the middle of a path: `chaos/wo` + `rk/` is a room of ours.
-PLACES = re.compile(
-    "|".join((r"(?<![\w.])/wo" + "rk/", "/ro" + "ot/", "/tm" + "p/(plan|bash_jobs)", r"\." + "library/"))
-)
+PLACES = re.compile("|".join(("/wo" + r"rk\b", "/ro" + "ot/", "/tm" + "p/(plan|bash_jobs)", r"\." + "library/")))
 
 
 class File(NamedTuple):

@@ -14,6 +14,7 @@ TOLD = '"""What this is for."""\n'
 LATER = "# TO" + "DO: later\n"
 HOST = "see https://py" + "pi.org/simple\n"
 PLACE = "open /ro" + "ot/notes\n"
+WORKPLACE = "see chaos/wo" + "rk/notes\n"
 
 # N, S, T: places in node, statemachine and tests.
 # rule, file, a text that it must refuse, the neighbour that it must pass
@@ -49,6 +50,7 @@ SAMPLES = [
     ("nothing_is_left_for_later", "README.md", LATER, "Done.\n"),
     ("no_registry_and_no_machine_is_named", "README.md", HOST, "see the lock\n"),
     ("no_registry_and_no_machine_is_named", "Makefile", PLACE, "open notes\n"),
+    ("no_registry_and_no_machine_is_named", "Makefile", WORKPLACE, "see chaos/workloads/notes\n"),
     ("rooms_explain_themselves", "cluster/links.py", TOLD, ""),
     ("tests_assert", T, TOLD + "def test_it() -> None:\n    f()\n",
      TOLD + "def test_it() -> None:\n    assert f()\n"),

@@ -6,7 +6,7 @@ import pytest
 
 from chaos.faults.nemeses import NEMESES
 from chaos.live.scenarios import SCENARIOS, SHAPES, UnknownScenario, draw_plan, scenario_named
-from chaos.work.workloads import WORKLOADS
+from chaos.workloads.workloads import WORKLOADS
 
 ALL = sorted(SCENARIOS)
 

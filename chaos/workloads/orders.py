@@ -5,13 +5,13 @@ from collections import deque
 from decimal import Decimal
 from typing import Any
 
-from chaos.work import requests
-from chaos.work.context import Context
-from chaos.work.operation import Request
-from chaos.work.process import Process, settle
-from chaos.work.requests import plain
-from chaos.work.workload import Workload
-from chaos.work.zipf import Zipf
+from chaos.workloads import requests
+from chaos.workloads.context import Context
+from chaos.workloads.operation import Request
+from chaos.workloads.process import Process, settle
+from chaos.workloads.requests import plain
+from chaos.workloads.workload import Workload
+from chaos.workloads.zipf import Zipf
 
 TRADERS = 16
 QUOTE = "USD"

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from chaos.work.connection import path_of
-from chaos.work.operation import Request
+from chaos.workloads.connection import path_of
+from chaos.workloads.operation import Request, read_of
 
 CUSTODIAN, OPERATOR, FEED = "@custodian", "@operator", "@feed"
 """Scopes of keys that a role shares; a trader's keys are of the account."""
@@ -157,7 +157,7 @@ def _replaced(body: Body) -> Body:
 
 def read_account(account: str, *, consistency: str = "linearizable", session: str = "") -> Request:
     """consistency: linearizable, local (what the member has), or session: at least what a token has seen."""
-    return _read(
+    return read_of(
         ("accounts", account),
         "read_account",
         {"account": account, "consistency": consistency},
@@ -169,7 +169,7 @@ def read_account(account: str, *, consistency: str = "linearizable", session: st
 
 def read_accounts(accounts: Sequence[str]) -> Request:
     """All of them, at one index."""
-    return _read(
+    return read_of(
         ("accounts",),
         "read_accounts",
         {"accounts": list(accounts), "consistency": "linearizable"},
@@ -179,7 +179,7 @@ def read_accounts(accounts: Sequence[str]) -> Request:
 
 
 def read_order(order_id: str, *, consistency: str = "linearizable") -> Request:
-    return _read(
+    return read_of(
         ("orders", order_id),
         "read_order",
         {"order_id": order_id, "consistency": consistency},
@@ -190,7 +190,7 @@ def read_order(order_id: str, *, consistency: str = "linearizable") -> Request:
 
 def read_open_orders(account: str) -> Request:
     """The keys of an account's open orders, the newest first."""
-    return _read(
+    return read_of(
         ("orders",),
         "read_open_orders",
         {"account": account, "consistency": "linearizable"},
@@ -210,11 +210,11 @@ def read_ledger(account: str, asset: str) -> Request:
         }
 
     args = {"account": account, "asset": asset, "consistency": "linearizable"}
-    return _read(("ledger",), "read_ledger", args, kept, params={"account": account, "limit": str(ROWS_MAX)})
+    return read_of(("ledger",), "read_ledger", args, kept, params={"account": account, "limit": str(ROWS_MAX)})
 
 
 def read_reference(symbol: str) -> Request:
-    return _read(
+    return read_of(
         ("instruments", symbol),
         "read_reference",
         {"symbol": symbol, "consistency": "linearizable"},
@@ -238,44 +238,19 @@ def read_outcome(of_key: str, scope: str, *, consistency: str = "linearizable") 
         return {name: body[name] for name in fields if name in body} | {"index": body["index"]}
 
     args = {"of_key": of_key, "scope": scope, "consistency": consistency}
-    return _read(("commands", of_key), "read_outcome", args, kept, role=role, params=params)
+    return read_of(("commands", of_key), "read_outcome", args, kept, role=role, params=params)
 
 
 def read_status(*, digest_at: int = 0) -> Request:
     """What a member says of itself; it has no index, and is as true as the member is up to date."""
     fields = ("term", "first_index", "last_index", "commit_index", "applied_index", "digest", "digest_index", "version")
-    return _read(
+    return read_of(
         ("status",),
         "read_status",
         {"digest_at": digest_at} if digest_at else {},
         lambda body: {name: body[name] for name in fields},
         params={"digest_at": str(digest_at)} if digest_at else {},
         indexed=False,
-    )
-
-
-def _read(
-    path: Sequence[str],
-    kind: str,
-    args: Body,
-    kept: Callable[[Body], Body],
-    *,
-    role: str = "auditor",
-    accounts: tuple[str, ...] = (),
-    params: dict[str, str] | None = None,
-    headers: dict[str, str] | None = None,
-    indexed: bool = True,
-) -> Request:
-    return Request(
-        kind=kind,
-        method="GET",
-        path=path_of(*path, params=params),
-        role=role,
-        args=args,
-        kept=kept,
-        accounts=accounts,
-        headers=headers or {},
-        indexed=indexed,
     )
 
 

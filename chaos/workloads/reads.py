@@ -3,12 +3,12 @@ be old and say at which index they are true; some by way of a gateway."""
 
 from msgspec.structs import replace
 
-from chaos.work import requests
-from chaos.work.context import Context
-from chaos.work.operation import Request
-from chaos.work.process import Process, settle
-from chaos.work.workload import Workload
-from chaos.work.zipf import Zipf
+from chaos.workloads import requests
+from chaos.workloads.context import Context
+from chaos.workloads.operation import Request
+from chaos.workloads.process import Process, settle
+from chaos.workloads.workload import Workload
+from chaos.workloads.zipf import Zipf
 
 ACCOUNTS = 12
 ASSET = "USD"

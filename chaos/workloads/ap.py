@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections import deque
 
-from chaos.work import at_gateways
-from chaos.work.context import Context
-from chaos.work.process import Process, SetupFailed
-from chaos.work.workload import Workload
-from chaos.work.zipf import Zipf
+from chaos.workloads import at_gateways
+from chaos.workloads.context import Context
+from chaos.workloads.process import Process, SetupFailed
+from chaos.workloads.workload import Workload
+from chaos.workloads.zipf import Zipf
 
 ACTIVE = 12
 """Users at a time; few write most."""

@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
-from chaos.work.context import Context
-from chaos.work.process import Process
+from chaos.workloads.context import Context
+from chaos.workloads.process import Process
 
 
 class Workload(ABC):

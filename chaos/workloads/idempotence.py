@@ -7,13 +7,13 @@ from heapq import heappop, heappush
 
 from msgspec import Struct
 
-from chaos.work import requests
-from chaos.work.context import Context
-from chaos.work.operation import Request
-from chaos.work.orders import market
-from chaos.work.process import Process, settle
-from chaos.work.workload import Workload
-from chaos.work.zipf import Zipf
+from chaos.workloads import requests
+from chaos.workloads.context import Context
+from chaos.workloads.operation import Request
+from chaos.workloads.orders import market
+from chaos.workloads.process import Process, settle
+from chaos.workloads.workload import Workload
+from chaos.workloads.zipf import Zipf
 
 ACCOUNTS = 12
 QUOTE, BASE, SYMBOL = "USD", "IDEM", "IDEM-USD"

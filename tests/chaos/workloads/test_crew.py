@@ -13,13 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from chaos.history.file import HistoryWriter, read_history
-from chaos.work import requests
-from chaos.work.context import Context, Tokens
-from chaos.work.crew import Crew
-from chaos.work.process import Process, SetupFailed
-from chaos.work.workload import Workload
-from chaos.work.workloads import WORKLOADS
-from chaos.work.zipf import Zipf
+from chaos.workloads import requests
+from chaos.workloads.context import Context, Tokens
+from chaos.workloads.crew import Crew
+from chaos.workloads.process import Process, SetupFailed
+from chaos.workloads.workload import Workload
+from chaos.workloads.workloads import WORKLOADS
+from chaos.workloads.zipf import Zipf
 from node.auth import Authenticator, public_keys
 from tests.node.fakes import PRIVATE_PEM, PUBLIC_PEM, free_ports
 
@@ -108,7 +108,7 @@ def test_who_can_not_be_driven_is_refused(context: Context) -> None:
 
 
 def test_a_cluster_that_is_not_there_takes_no_setup(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chaos.work.process.SETTLE_S", 0.3)
+    monkeypatch.setattr("chaos.workloads.process.SETTLE_S", 0.3)
     with pytest.raises(SetupFailed, match="add_asset"):
         asyncio.run(Crew(context, ["bank"]).setup())
 

@@ -5,11 +5,11 @@ How soon a log is compacted is for whoever starts the members: with low threshol
 then each member is asked where its log begins, which shows whether it happened.
 """
 
-from chaos.work import requests
-from chaos.work.context import Context
-from chaos.work.process import Process, settle
-from chaos.work.workload import Workload
-from chaos.work.zipf import Zipf
+from chaos.workloads import requests
+from chaos.workloads.context import Context
+from chaos.workloads.process import Process, settle
+from chaos.workloads.workload import Workload
+from chaos.workloads.zipf import Zipf
 
 ASSET = "USD"
 BURST = 4

@@ -4,9 +4,9 @@ import asyncio
 import time
 from collections.abc import Iterable, Sequence
 
-from chaos.work.connection import Connections
-from chaos.work.context import Context
-from chaos.work.operation import Reply, Request, operate
+from chaos.workloads.connection import Connections
+from chaos.workloads.context import Context
+from chaos.workloads.operation import Reply, Request, operate
 
 ELSEWHERE = 0.05
 """How often a client asks another than its home. More would make all clients wait for a side that is cut off."""

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from chaos.history.records import Final, Replica
-from chaos.work import at_gateways, requests
-from chaos.work.ap import VALUES
-from chaos.work.connection import Connections
-from chaos.work.context import Context
-from chaos.work.operation import Reply, Request, operate
-from chaos.work.process import Process
+from chaos.workloads import at_gateways, requests
+from chaos.workloads.ap import VALUES
+from chaos.workloads.connection import Connections
+from chaos.workloads.context import Context
+from chaos.workloads.operation import Reply, Request, operate
+from chaos.workloads.process import Process
 
 TIMEOUT_S = 120.0
 KEYS_PER_S_MIN = 200

@@ -12,13 +12,13 @@ from msgspec import Struct
 
 from chaos.history.file import NEVER_NS, History, Op, read_history
 from chaos.history.records import Final
-from chaos.work.context import Context
-from chaos.work.crew import Crew
-from chaos.work.final import read_after_restart, read_final
-from chaos.work.idempotence import SENT_MAX
-from chaos.work.register import OPS_MAX
-from chaos.work.workloads import WORKLOADS
-from tests.chaos.work.cluster import Cluster, running
+from chaos.workloads.context import Context
+from chaos.workloads.crew import Crew
+from chaos.workloads.final import read_after_restart, read_final
+from chaos.workloads.idempotence import SENT_MAX
+from chaos.workloads.register import OPS_MAX
+from chaos.workloads.workloads import WORKLOADS
+from tests.chaos.workloads.cluster import Cluster, running
 
 TOGETHER = ("bank", "orders", "idempotence", "register", "list-append", "reads", "ap")
 APART = ("snapshot-storm", "upgrade")
@@ -61,7 +61,7 @@ class Told(Struct):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(tmp_path_factory.mktemp("work") / "cluster") as cluster:
+    with running(tmp_path_factory.mktemp("workloads") / "cluster") as cluster:
         yield cluster
 
 

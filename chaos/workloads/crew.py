@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from chaos.work.context import Context
-from chaos.work.process import Process
-from chaos.work.workload import Workload
-from chaos.work.workloads import WORKLOADS
+from chaos.workloads.context import Context
+from chaos.workloads.process import Process
+from chaos.workloads.workload import Workload
+from chaos.workloads.workloads import WORKLOADS
 
 PROCESSES = 15
 RATE_PER_S = 300.0

@@ -14,9 +14,9 @@ import gateway.api.errors
 import gateway.notify.outbox
 import gateway.prefs.errors
 import node.errors
-from chaos.work import at_gateways, requests
-from chaos.work.connection import Answer, Connections
-from chaos.work.operation import MAY_BE_DONE, NOTHING_DONE, Reply, Request, judged, operate
+from chaos.workloads import at_gateways, requests
+from chaos.workloads.connection import Answer, Connections
+from chaos.workloads.operation import MAY_BE_DONE, NOTHING_DONE, Reply, Request, judged, operate
 from gateway.prefs.errors import PrefsError
 from node.doorway import refusal_of
 from node.errors import NodeError

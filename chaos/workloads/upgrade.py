@@ -6,12 +6,12 @@ Two programs must agree on what each command does, or their digests part. Member
 from collections import deque
 from typing import Any
 
-from chaos.work import requests
-from chaos.work.context import Context
-from chaos.work.orders import MID_TICKS, Orders, drawn_order, price_of, symbol_of
-from chaos.work.process import Process, settle
-from chaos.work.workload import Workload
-from chaos.work.zipf import Zipf
+from chaos.workloads import requests
+from chaos.workloads.context import Context
+from chaos.workloads.orders import MID_TICKS, Orders, drawn_order, price_of, symbol_of
+from chaos.workloads.process import Process, settle
+from chaos.workloads.workload import Workload
+from chaos.workloads.zipf import Zipf
 
 BASE = "ORDA"
 WITHDRAWALS_KNOWN = 40

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chaos.history.file import HistoryWriter
 from chaos.live.profile import CHAOS
-from chaos.work.context import Context, Tokens
+from chaos.workloads.context import Context, Tokens
 from cluster.folder import ClusterFolder, create
 from cluster.launcher import Launcher, run_down
 from cluster.topology import MemberRole

@@ -7,13 +7,13 @@ from decimal import Decimal
 
 from msgspec.structs import replace
 
-from chaos.work import requests
-from chaos.work.context import Context
-from chaos.work.operation import Request
-from chaos.work.process import Process, settle
-from chaos.work.requests import plain
-from chaos.work.workload import Workload
-from chaos.work.zipf import Zipf
+from chaos.workloads import requests
+from chaos.workloads.context import Context
+from chaos.workloads.operation import Request
+from chaos.workloads.process import Process, settle
+from chaos.workloads.requests import plain
+from chaos.workloads.workload import Workload
+from chaos.workloads.zipf import Zipf
 
 ACTIVE = 8
 APPENDS_MAX = 80

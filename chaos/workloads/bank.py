@@ -2,12 +2,12 @@
 
 from decimal import Decimal
 
-from chaos.work import requests
-from chaos.work.context import Context
-from chaos.work.process import Process, settle
-from chaos.work.requests import plain
-from chaos.work.workload import Workload
-from chaos.work.zipf import Zipf
+from chaos.workloads import requests
+from chaos.workloads.context import Context
+from chaos.workloads.process import Process, settle
+from chaos.workloads.requests import plain
+from chaos.workloads.workload import Workload
+from chaos.workloads.zipf import Zipf
 
 ACCOUNTS = 64
 """As many as one token may name, so that one read shows them all."""

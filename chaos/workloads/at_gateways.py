@@ -1,10 +1,10 @@
 """What workloads ask of gateways: alerts and preferences as items and values of users, and what is shown to traders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from chaos.work.connection import path_of
-from chaos.work.operation import Request
+from chaos.workloads.connection import path_of
+from chaos.workloads.operation import Request, read_of
 
 ALERT_PRICE = 1_000_000
 """Nothing simulated ever trades there: no alert of ours fires."""
@@ -30,22 +30,26 @@ def set_value(user: str, name: str, value: str) -> Request:
 
 def read_items(user: str) -> Request:
     """The ids of a user's alerts, as this gateway has them."""
-    return _read(
+    return read_of(
         ("alerts",),
         "read_items",
         {"user": user},
         lambda body: {"items": [one["alert_id"] for one in body["items"]]},
+        role="trader",
         accounts=(user,),
+        indexed=False,
     )
 
 
 def read_values(user: str, names: Sequence[str]) -> Request:
-    return _read(
+    return read_of(
         ("preferences",),
         "read_items",
         {"user": user},
         lambda body: {"values": {name: body["preferences"][name] for name in names if name in body["set_at"]}},
+        role="trader",
         accounts=(user,),
+        indexed=False,
     )
 
 
@@ -56,8 +60,13 @@ def read_quotes(symbols: Sequence[str]) -> Request:
             "stale": sum(bool(one["stale"]) for one in body["items"]),
         }
 
-    return _read(
-        ("market", "quotes"), "read_quotes", {"symbols": list(symbols)}, kept, params={"symbols": ",".join(symbols)}
+    return read_of(
+        ("market", "quotes"),
+        "read_quotes",
+        {"symbols": list(symbols)},
+        kept,
+        params={"symbols": ",".join(symbols)},
+        indexed=False,
     )
 
 
@@ -65,13 +74,13 @@ def read_portfolio(account: str) -> Request:
     def kept(body: Body) -> Body:
         return {"index": body["index"], "source": body["source"]}
 
-    return _read(
-        ("portfolio",), "read_portfolio", {"account": account}, kept, role="auditor", params={"account": account}
+    return read_of(
+        ("portfolio",), "read_portfolio", {"account": account}, kept, params={"account": account}, indexed=False
     )
 
 
 def read_leaderboard() -> Request:
-    return _read(("leaderboard",), "read_leaderboard", {}, lambda body: {"ranked": body["ranked"]})
+    return read_of(("leaderboard",), "read_leaderboard", {}, lambda body: {"ranked": body["ranked"]}, indexed=False)
 
 
 def _write(method: str, path: Sequence[str], kind: str, user: str, args: Body, body: Body | None) -> Request:
@@ -84,27 +93,5 @@ def _write(method: str, path: Sequence[str], kind: str, user: str, args: Body, b
         kept=lambda _body: {},
         accounts=(user,),
         body=body,
-        indexed=False,
-    )
-
-
-def _read(
-    path: Sequence[str],
-    kind: str,
-    args: Body,
-    kept: Callable[[Body], Body],
-    *,
-    role: str = "auditor",
-    accounts: tuple[str, ...] = (),
-    params: dict[str, str] | None = None,
-) -> Request:
-    return Request(
-        kind=kind,
-        method="GET",
-        path=path_of(*path, params=params),
-        role="trader" if accounts else role,
-        args=args,
-        kept=kept,
-        accounts=accounts,
         indexed=False,
     )

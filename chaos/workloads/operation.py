@@ -1,13 +1,13 @@
 """One request to one member or gateway, once; and what its answer, or the lack of one, means for the history."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from chaos.history.records import Outcome
-from chaos.work.connection import Answer, Connections, Lost, NotSent
+from chaos.workloads.connection import Answer, Connections, Lost, NotSent, path_of
 
 RULES_BELOW = 1_000
 """In `code % 100_000`: below are the words of the rules, from here on those of whoever was asked."""
@@ -55,6 +55,32 @@ class Request(Struct, frozen=True):
     @property
     def is_read(self) -> bool:
         return self.method == "GET"
+
+
+def read_of(
+    path: Sequence[str],
+    kind: str,
+    args: dict[str, Any],
+    kept: Callable[[Any], dict[str, Any]],
+    *,
+    role: str = "auditor",
+    accounts: tuple[str, ...] = (),
+    params: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    indexed: bool = True,
+) -> Request:
+    """path: its parts, not encoded, and params likewise. The rest as of Request."""
+    return Request(
+        kind=kind,
+        method="GET",
+        path=path_of(*path, params=params),
+        role=role,
+        args=args,
+        kept=kept,
+        accounts=accounts,
+        headers=dict(headers or {}),
+        indexed=indexed,
+    )
 
 
 class Reply(Struct, frozen=True):
