@@ -31,6 +31,8 @@ from bench import (
     lobster,
     membership_case,
     pause_case,
+    progress,
+    results,
     transfer_case,
 )
 from bench.generator import Market as MadeUpMarket
@@ -131,11 +133,14 @@ def run_benchmarks(
     seed: Annotated[int | None, typer.Option(help="Seed of the made-up flow.")] = None,
     path: Annotated[Path | None, typer.Option(help="A LOBSTER recording, instead of the made-up flow.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where to put the files: the disk that is measured.")] = None,
+    saved: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Keep each report there as JSON, with its pictures.")
+    ] = None,
     as_json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Run benchmarks one after the other. Exit 0: all targets met. Exit 1: one was missed, or a run failed.
 
-    Example: tiebreak bench run engine cluster-pipelined --seconds 10
+    Example: tiebreak bench run engine cluster-pipelined --seconds 10 --out results
     """
     wanted = list(BENCHMARKS) if names == ["all"] else names
     for name in wanted:
@@ -173,10 +178,10 @@ def run_benchmarks(
     failed = False
     with _workspace(folder) as root:
         for name in wanted:
-            talk.print(f"[dim]measuring {name} ...[/]")
             fitting = {option: value for option, value in chosen.items() if option in OPTIONS[name]}
             try:
-                report = BENCHMARKS[name](root, **fitting)
+                with progress.shown(talk, f"measuring {name}"):
+                    report = BENCHMARKS[name](root, **fitting)
             except (RunError, LaunchError, LobsterError, subprocess.CalledProcessError) as error:
                 talk.print(f"[bold red]{name} failed:[/] {error}")
                 failed = True
@@ -186,6 +191,9 @@ def run_benchmarks(
             reports.append(report)
             if not as_json_:
                 print_report(out, report)
+            if saved is not None:
+                talk.print(f"[dim]{results.save(report, saved)}[/]")
+                results.draw(report, saved, talk)
     if as_json_:
         sys.stdout.write(as_json(reports) + "\n")
     raise typer.Exit(0 if not failed and all(report.passed for report in reports) else 1)

@@ -128,6 +128,7 @@ def _measured(name: str, folder: Path, spec: load.Spec, figures: Callable[[load.
         host=host.describe(folder),
         seconds=time.monotonic() - began,
         notes=notes,
+        percentiles={"a frame" if spec.mode == "pipelined" else "a command": result.latency},
     )
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import plots
+from bench import plots, results
 from bench.compare import CLIENTS, OURS, PEERS, Cell, compare, point_words
 from bench.report import Report, number
 from bench.running import RunError
@@ -85,33 +85,44 @@ def compare_peers(
 
 
 def plot(
-    folder: Annotated[Path, typer.Argument(help="What `tiebreak bench compare --out` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="What `bench run --out` or `bench compare --out` wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON on stdout.")] = False,
 ) -> None:
-    """Draw a comparison again, from its JSON: PNG and SVG.
+    """Draw again all that has pictures, from the JSON alone: PNG and SVG.
 
-    Example: tiebreak bench plot compared
+    Example: tiebreak bench plot results
     """
+    found = sorted(folder.glob("*.json"))
+    if not found:
+        raise typer.BadParameter(f"{folder}: no benchmark left its JSON here")
     try:
-        found = msgspec.json.decode((folder / RESULT).read_bytes(), type=Compared)
-    except OSError as error:
-        raise typer.BadParameter(f"{folder / RESULT}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
-        raise typer.BadParameter(f"{folder / RESULT} is no comparison, or only half of one: {error}") from error
-    if not found.cells:
-        raise typer.BadParameter(f"{folder / RESULT}: nothing was measured")
-    paths = _draw(found, folder)
+        # All are read before one is drawn, so that half a file leaves the pictures as they are.
+        compared = [_compared(path) for path in found if path.name == RESULT]
+        reports = [results.read(path) for path in found if path.name != RESULT]
+    except results.ResultUnreadable as error:
+        raise typer.BadParameter(str(error)) from error
+    paths = [path for one in compared for path in _draw(one, folder)]
+    paths += [path for report in reports for path in results.draw(report, folder, talk)]
     if as_json:
         sys.stdout.write(msgspec.json.encode([str(path) for path in paths]).decode() + "\n")
 
 
-def _draw(found: Compared, folder: Path) -> list[Path]:
-    host = found.report.host
-    caption = (
-        f"commit {host.commit}; {host.cpu}, {host.cores} cores, load included; fdatasync p50 {host.fdatasync_p50_ms} ms"
-    )
+def _compared(path: Path) -> Compared:
+    """Raises ResultUnreadable."""
     try:
-        paths = plots.compared(found.cells, folder / "compare", caption=caption)
+        found = msgspec.json.decode(path.read_bytes(), type=Compared)
+    except OSError as error:
+        raise results.ResultUnreadable(f"{path}: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise results.ResultUnreadable(f"{path} is no comparison, or only half of one: {error}") from error
+    if not found.cells:
+        raise results.ResultUnreadable(f"{path}: nothing was measured")
+    return found
+
+
+def _draw(found: Compared, folder: Path) -> list[Path]:
+    try:
+        paths = plots.compared(found.cells, folder / "compare", caption=results.caption(found.report))
     except plots.PlotMissing as error:
         talk.print(f"[yellow]{error}[/]")
         return []

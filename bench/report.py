@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -11,6 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.host import Host
+from bench.stats import Spread, percentile
+
+NINES = (0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
+"""The percents at which a distribution is kept."""
 
 
 class Figure(Struct, frozen=True):
@@ -23,8 +27,38 @@ class Figure(Struct, frozen=True):
     passed: bool | None = None
 
 
+class Mark(Struct, frozen=True):
+    """A band on the x axis, in its unit: a fault, from its beginning to its end."""
+
+    begin: float
+    end: float
+    label: str
+
+
+class Curve(Struct, frozen=True):
+    """One line, or one colour of bars. Curves of one `picture` share a pair of axes, which has that title.
+
+    kind: `distribution` has percents as x (see NINES) and milliseconds as y. `stacked` bars stand on those of the
+    curves before. x: words where they are names and no numbers.
+    """
+
+    picture: str
+    kind: Literal["line", "bars", "stacked", "distribution"]
+    series: str
+    x: list[float | str]
+    y: list[float]
+    x_label: str
+    y_label: str
+    marks: list[Mark] = []
+    log_x: bool = False
+    log_y: bool = False
+
+
 class Report(Struct, frozen=True):
-    """settings: everything that was chosen for this run. notes: what to know before believing it."""
+    """settings: everything that was chosen for this run. notes: what to know before believing it.
+
+    percentiles: of all that was timed, unrounded by any table, by what it is the latency of. curves: what is drawn.
+    """
 
     benchmark: str
     figures: list[Figure]
@@ -32,6 +66,8 @@ class Report(Struct, frozen=True):
     host: Host
     seconds: float
     notes: list[str] = []
+    curves: list[Curve] = []
+    percentiles: dict[str, Spread] = {}
 
     @property
     def passed(self) -> bool:
@@ -48,6 +84,21 @@ def at_most(name: str, value: float, target: float, unit: str = "") -> Figure:
 
 def exactly(name: str, value: float, target: float, unit: str = "") -> Figure:
     return Figure(name, value, unit, f"{target:,.10g}", value == target)
+
+
+def distribution(picture: str, series: str, values_ms: Sequence[float]) -> Curve:
+    """How long it took, by percent of all samples, up to 99.99 as far as there are samples for it."""
+    ordered = sorted(values_ms)
+    percents = [percent for percent in NINES if percent <= 99 or (100 - percent) / 100 * len(ordered) >= 1]
+    return Curve(
+        picture,
+        "distribution",
+        series,
+        [*percents],
+        [round(percentile(ordered, percent), 4) for percent in percents],
+        "percent of all",
+        "ms",
+    )
 
 
 def number(value: float) -> str:
@@ -82,7 +133,11 @@ def print_report(console: Console, report: Report) -> None:
         console.print(f"[dim]note: {escape(note)}[/]")
 
 
+def as_data(report: Report) -> dict[str, Any]:
+    """All of it as JSON has it, with the verdict."""
+    return {**msgspec.to_builtins(report), "passed": report.passed}
+
+
 def as_json(reports: Sequence[Report]) -> str:
     """One JSON document with all of them."""
-    data: list[dict[str, Any]] = [{**msgspec.to_builtins(report), "passed": report.passed} for report in reports]
-    return json.dumps(data, indent=2)
+    return json.dumps([as_data(report) for report in reports], indent=2)

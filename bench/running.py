@@ -17,6 +17,7 @@ import msgspec
 import uvloop
 
 from bench.market import Market
+from bench.progress import during
 from cluster import folder as cluster_folder
 from cluster.client import Client, Done, Outcome, Refused, members_of
 from cluster.folder import API_PORT_OFFSET, ClusterFolder
@@ -212,8 +213,10 @@ async def asked_of_process(module: str, spec: object, kind: type[T]) -> T:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
+    lasts_s = getattr(spec, "warmup_s", 0.0) + getattr(spec, "seconds", 0.0)
     try:
-        output, _ = await process.communicate(msgspec.json.encode(spec))
+        with during("loading", lasts_s):
+            output, _ = await process.communicate(msgspec.json.encode(spec))
     finally:
         if process.returncode is None:
             process.kill()
