@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from chaos.check.availability import GATEWAY_READS_MIN
 from chaos.commit import commit
 from chaos.faults.processes import bring_back, go_on
 from chaos.history.file import NAME as HISTORY
@@ -45,6 +46,14 @@ NETWORKS = (TOXIPROXY, OWN, NAMESPACE)
 CLUSTER = "cluster"
 MEMBERS, METRICS = "members", "metrics"
 EVENTS, FINAL = "events.jsonl", "final.json"
+
+
+SCREENS_PER_S, SCREENS_PER_S_MAX = 60.0, 150.0
+
+
+def screens_per_s(seconds: float) -> float:
+    """Reads of each gateway: so many that at 99.9 % some may be missing, in a short run too."""
+    return min(SCREENS_PER_S_MAX, max(SCREENS_PER_S, 1.5 * GATEWAY_READS_MIN / seconds))
 
 
 class Asked(Struct, frozen=True):
@@ -116,7 +125,9 @@ class Playing:
                 tokens=Tokens.of(bed.folder.root),
                 seed=asked.seed,
             )
-            crew = Crew(context, scenario.workloads, rate_per_s=scenario.rate_per_s)
+            crew = Crew(
+                context, scenario.workloads, rate_per_s=scenario.rate_per_s, screens_per_s=screens_per_s(asked.seconds)
+            )
             watcher = Watcher(bed, writer)
             follower = Follower(bed, asked.folder / EVENTS, seed=asked.seed)
             stack.callback(follower.close)

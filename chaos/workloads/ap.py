@@ -1,12 +1,11 @@
 """ap: at both gateways users add and remove alerts and write preferences, whatever is cut, and look at screens."""
 
-import asyncio
-import time
 from collections import deque
 
 from chaos.workloads import at_gateways
 from chaos.workloads.context import Context
-from chaos.workloads.process import Process, SetupFailed
+from chaos.workloads.process import Process
+from chaos.workloads.screens import warm
 from chaos.workloads.workload import Workload
 from chaos.workloads.zipf import Zipf
 
@@ -14,7 +13,6 @@ ACTIVE = 12
 """Users at a time; few write most."""
 ADDS_MAX = 90
 """A user may have 100 alerts. One who added so many is left, and another begins."""
-WARM_S = 30.0
 VALUES = ("leaderboard_name", "language")
 LANGUAGES = ("en", "de", "fr", "pt-BR")
 
@@ -45,19 +43,8 @@ class Ap(Workload):
         return User(name)
 
     async def setup(self) -> None:
-        """Wait until each gateway has quotes, of which alerts are taken, and a ranking."""
-        deadline = time.monotonic() + WARM_S
-        wanted = (at_gateways.read_quotes(self.context.symbols), at_gateways.read_leaderboard())
-        for gateway in self.context.gateways:
-            process = Process(self.context, self.name, gateway)
-            try:
-                for request in wanted:
-                    while (reply := await process.ask(request, gateway)).outcome != "ok":
-                        if time.monotonic() >= deadline:
-                            raise SetupFailed(f"{gateway} does not answer {request.kind}: {reply.error}")
-                        await asyncio.sleep(0.1)
-            finally:
-                await process.close()
+        """An alert is taken of a symbol that has quotes."""
+        await warm(self.context, self.name)
 
     async def step(self, process: Process) -> None:
         chance = process.chance

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from chaos.workloads.context import Context
 from chaos.workloads.process import Process
+from chaos.workloads.screens import NAME, Screens, warm
 from chaos.workloads.workload import Workload
 from chaos.workloads.workloads import WORKLOADS
 
@@ -16,9 +17,11 @@ BEHIND_S = 0.5
 
 
 class Crew:
-    """The processes of one run. rate_per_s: steps in all, mostly one call each.
+    """The processes of one run. rate_per_s: steps in all, mostly one call each. screens_per_s: reads of each gateway
+    beside these.
 
-    A process waits for each of its calls, so a side that does not answer is asked `processes` at a time, no more.
+    A process waits for each of its calls, so a side that does not answer is asked `processes` at a time, no more;
+    reads of screens wait for nothing.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class Crew:
         *,
         rate_per_s: float = RATE_PER_S,
         processes: int = PROCESSES,
+        screens_per_s: float = 0.0,
     ) -> None:
         """There are at least as many processes as workloads.
 
@@ -43,11 +47,14 @@ class Crew:
         self._tasks: list[asyncio.Task[None]] = []
         self.processes: list[Process] = []
         self._stopping = asyncio.Event()
+        self._screens = Screens(context, screens_per_s) if screens_per_s and context.gateways else None
 
     async def setup(self) -> None:
         """Raises SetupFailed."""
         for workload in self.workloads:
             await workload.setup()
+        if self._screens:
+            await warm(self.context, NAME)
 
     def start(self) -> None:
         """Begin; what a step raises ends its process, and `stop` raises it."""
@@ -59,6 +66,8 @@ class Crew:
             process = Process(self.context, workload.name, homes[workload.home][turn % len(homes[workload.home])])
             self.processes.append(process)
             self._tasks.append(asyncio.create_task(self._run(process, workload)))
+        if self._screens:
+            self._screens.start()
 
     async def _run(self, process: Process, workload: Workload) -> None:
         due = time.monotonic() + process.chance.expovariate(self._per_process_per_s)
@@ -80,7 +89,7 @@ class Crew:
         """Let each finish the step that it is at, and no more. Raises what a step raised."""
         self._stopping.set()
         try:
-            await asyncio.gather(*self._tasks)
+            await asyncio.gather(*self._tasks, *([self._screens.stop()] if self._screens else []))
         finally:
             for task in self._tasks:
                 task.cancel()

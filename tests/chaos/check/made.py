@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from chaos.check.availability import GATEWAY_READS_MIN
 from chaos.check.logged import lines
 from chaos.history.file import write_final, write_lines
 from chaos.history.records import Call, Event, Fault, Final, Line, Logged, Outcome, Phase, Replica, Return, Seen
@@ -300,6 +301,10 @@ def make(seed: int, ops: int = 400) -> Parts:
         maker.command("orders", deposit(account, 100), key=f"for-{account}", chance=1.0)
     maker.now_ns += 10 * MS
     maker.command("idempotence", deposit(NOBODY[-1], 100), key=f"for-{NOBODY[-1]}", chance=1.0)
+    for _ in range(GATEWAY_READS_MIN):
+        for gateway in GATEWAYS:
+            op, process = maker.call("screens", "read_quotes", gateway, {"symbols": [SYMBOL]})
+            maker.ends(op, process, "ok", answer={"quotes": {}})
     faults.at(1.0)
     return _ended(maker)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from chaos.check.availability import MISSED_MAX
+from chaos.check.availability import GATEWAY_READS_MIN
 from chaos.history.records import Call, Event, Fault, Logged, Phase, Replica, Return
 from tests.chaos.check.made import GATEWAYS, NOBODY, Parts
 
@@ -286,14 +286,28 @@ def acknowledge_on_the_minority_side(parts: Parts) -> None:
 def _gateway_reads(parts: Parts) -> list[tuple[Call, Return]]:
     begin_ns = next(line.at_ns for line in parts.history if isinstance(line, Phase) and line.name == "faults")
     told = Told(parts)
-    return [pair for pair in told.acked("read_portfolio", "read_items") if pair[0].at_ns > begin_ns]
+    kinds = ("read_portfolio", "read_items", "read_quotes")
+    return [pair for pair in told.acked(*kinds) if pair[0].at_ns > begin_ns]
 
 
-def fail_to_answer_at_a_gateway(parts: Parts, count: int = MISSED_MAX + 1) -> None:
+def fail_to_answer_at_a_gateway(parts: Parts, count: int = 3, *, error: str = "not_ready") -> list[Call]:
+    """The last ones, of a few more than a thousand; the calls."""
     told = Told(parts)
-    of_one = [answer for call, answer in _gateway_reads(parts) if call.target == GATEWAYS[0]]
-    for answer in of_one[-count:]:
-        told.change(answer, outcome="fail", answer={}, error="not_ready", age_ms=-1)
+    of_one = [(call, answer) for call, answer in _gateway_reads(parts) if call.target == GATEWAYS[0]]
+    missed = of_one[len(of_one) - count :]
+    for _, answer in missed:
+        told.change(answer, outcome="fail", answer={}, error=error, age_ms=-1)
+    return [call for call, _ in missed]
+
+
+def ask_a_gateway_too_seldom(parts: Parts, count: int = GATEWAY_READS_MIN - 1, gateway: str = GATEWAYS[1]) -> None:
+    of_one = [(call, answer) for call, answer in _gateway_reads(parts) if call.target == gateway]
+    dropped = {call.op for call, _ in of_one[count:]}
+    parts.history[:] = [line for line in parts.history if not (isinstance(line, Call | Return) and line.op in dropped)]
+
+
+def ask_one_gateway_never(parts: Parts) -> None:
+    parts.run = replace(parts.run, sites={"dc-a": "dc-a", "gateway-dc-c": "dc-c", **dict.fromkeys(GATEWAYS, "dc-a")})
 
 
 def understate_an_age(parts: Parts) -> None:
@@ -448,6 +462,8 @@ SPOILED = [
     Spoiled("replicas come back different", come_back_different, frozenset({"digests"})),
     Spoiled("the minority acknowledges", acknowledge_on_the_minority_side, frozenset({"minority"})),
     Spoiled("a gateway does not answer", fail_to_answer_at_a_gateway, frozenset({"gateways"})),
+    Spoiled("a gateway is asked too seldom", ask_a_gateway_too_seldom, frozenset(), frozenset({"gateways"})),
+    Spoiled("a gateway is never asked", ask_one_gateway_never, frozenset(), frozenset({"gateways"})),
     Spoiled("an age understated", understate_an_age, frozenset({"ages"})),
     Spoiled("no age said", say_no_age, frozenset({"ages"})),
     Spoiled("writes stand still", stand_still_too_long, frozenset({"outage"})),
