@@ -77,7 +77,7 @@ nftables: ## what namespaces drop packets with: nft, from the system's packages;
 	echo 'installing nftables'
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nftables >/dev/null
 
-peers: $(RUNTIME) ## what `tiebreak bench compare` compares with: PostgreSQL from the system's packages, etcd built with Go
+peers: $(RUNTIME) ## what benchmarks compare with: PostgreSQL from the system's packages, etcd and nats-server built with Go
 	if [ -z "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" ] && ! command -v pgbench >/dev/null; then
 	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 	    echo 'install the package postgresql; on Debian: sudo apt-get install postgresql' >&2
@@ -89,13 +89,16 @@ peers: $(RUNTIME) ## what `tiebreak bench compare` compares with: PostgreSQL fro
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null
 	  fi
 	fi
-	if [ -x $(VENV)/peers/etcd ] && [ -x $(VENV)/peers/etcd-benchmark ]; then exit 0; fi
-	if ! command -v go >/dev/null; then echo 'etcd is built with Go 1.24 or newer; install Go and repeat' >&2; exit 1; fi
-	echo 'building etcd into $(VENV)/peers'
+	if [ -x $(VENV)/peers/etcd ] && [ -x $(VENV)/peers/etcd-benchmark ] && [ -x $(VENV)/peers/nats-server ]; then exit 0; fi
+	if ! command -v go >/dev/null; then
+	  echo 'etcd and nats-server are built with Go 1.24 and 1.26 or newer; install Go and repeat' >&2; exit 1
+	fi
 	mkdir -p $(VENV)/peers
-	cd bench/peers/etcd_tools
-	go build -o ../../../$(VENV)/peers/etcd go.etcd.io/etcd/server/v3
-	go build -o ../../../$(VENV)/peers/etcd-benchmark go.etcd.io/etcd/v3/tools/benchmark
+	built() { if [ ! -x "$(VENV)/peers/$$1" ]; then
+	  echo "building $$1 into $(VENV)/peers"; go build -C "$$2" -o "$$PWD/$(VENV)/peers/$$1" "$$3"; fi; }
+	built etcd bench/peers/etcd_tools go.etcd.io/etcd/server/v3
+	built etcd-benchmark bench/peers/etcd_tools go.etcd.io/etcd/v3/tools/benchmark
+	built nats-server bench/peers/fanout_tools github.com/nats-io/nats-server/v2
 
 # setuptools first: PySyncObj is published as source only and is built with this one, hash-checked,
 # rather than with whatever an isolated build would fetch.

@@ -37,6 +37,7 @@ from bench import (
 )
 from bench.generator import Market as MadeUpMarket
 from bench.lobster import LobsterError
+from bench.peers import fanout
 from bench.report import Report, as_json, print_report
 from bench.running import RunError
 from cluster.launcher import LaunchError
@@ -66,6 +67,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gateway-quote": gateway_quote.quote,
     "gateway-fanout": fanout_case.fanout,
     "gateway-sockets": fanout_case.many_sockets,
+    "fanout-peers": fanout.fanout_peers,
 }
 OPTIONS = {
     "engine": {"commands", "batch", "seed", "path"},
@@ -86,6 +88,7 @@ OPTIONS = {
     "gateway-quote": {"seconds", "rate_per_s", "seed"},
     "gateway-fanout": {"seconds", "sockets", "workers"},
     "gateway-sockets": {"seconds", "sockets", "workers"},
+    "fanout-peers": {"seconds", "sockets", "workers", "rounds"},
 }
 """Which options each of them has; the others are refused rather than ignored."""
 

@@ -12,7 +12,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bench import host
 from bench.fanout_load import Counted, Loaded, LoadOptions
@@ -51,11 +52,19 @@ WARM_UP_S = 3.0
 TICK_S = 0.1
 
 
-class _Usage(Struct):
+class Usage(Struct):
     """Of some processes together. cpu_s: since they began."""
 
     cpu_s: float
     rss_bytes: int
+
+
+def quote_of(chance: random.Random, symbol: str, now_us: int) -> Fragment:
+    """A made-up best bid and ask."""
+    bid_e9 = (10_000 + chance.randrange(50_000)) * E9 // 100
+    size_e9 = chance.randrange(1, 100) * 100 * E9
+    ask_e9 = bid_e9 + chance.randrange(1, 5) * E9 // 100
+    return views.nbbo(Nbbo(symbol, bid_e9, size_e9, "arca", ask_e9, size_e9, "nasdaq", now_us))
 
 
 class Quoting:
@@ -74,10 +83,7 @@ class Quoting:
         return self._made(symbol, time.time_ns() // 1_000)
 
     def _made(self, symbol: str, now_us: int) -> Fragment:
-        bid_e9 = (10_000 + self.chance.randrange(50_000)) * E9 // 100
-        size_e9 = self.chance.randrange(1, 100) * 100 * E9
-        ask_e9 = bid_e9 + self.chance.randrange(1, 5) * E9 // 100
-        return views.nbbo(Nbbo(symbol, bid_e9, size_e9, "arca", ask_e9, size_e9, "nasdaq", now_us))
+        return quote_of(self.chance, symbol, now_us)
 
     async def run(self) -> None:
         due_s = time.monotonic()
@@ -152,27 +158,19 @@ class Serving:
             await self.core.stop()
             await end(*tasks)
 
-    def usage(self) -> _Usage:
+    def usage(self) -> Usage:
         return used([*self.supervisor.pids.values()])
 
 
 class Loading:
     """The load processes."""
 
-    def __init__(self, serving: Serving, *, sockets: int, loads: int, symbols: int, json: bool, rate: str) -> None:
+    def __init__(self, whole: LoadOptions, *, loads: int, module: str = "bench.fanout_load") -> None:
+        """whole: its sockets are shared among `loads` processes. module: what they run."""
         self._processes: list[asyncio.subprocess.Process] = []
+        self._module = module
         self._options = [
-            LoadOptions(
-                hosts=serving.hosts,
-                port=serving.port,
-                sockets=sockets // loads + (number < sockets % loads),
-                symbols=symbols,
-                catalogue=len(serving.quoting.names),
-                token=serving.token,
-                seed=number + 1,
-                json=json,
-                rate=rate,
-            )
+            replace(whole, sockets=whole.sockets // loads + (number < whole.sockets % loads), seed=number + 1)
             for number in range(loads)
         ]
 
@@ -183,7 +181,7 @@ class Loading:
             text = msgspec.json.encode(options).decode()
             self._processes.append(
                 await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "bench.fanout_load", text, stdin=pipe, stdout=pipe, limit=1 << 24
+                    sys.executable, "-m", self._module, text, stdin=pipe, stdout=pipe, limit=1 << 24
                 )
             )
         return [msgspec.json.decode(line, type=Loaded) for line in await self._lines(timeout_s)]
@@ -225,7 +223,7 @@ def fanout(
     """10,000 sockets x 10 symbols at 10/s: time from flush to client, age added by conflation, CPU per send."""
     began_s = time.monotonic()
     made = uvloop.run(
-        _run(
+        run_once(
             folder / "gateway-fanout",
             sockets,
             symbols,
@@ -277,7 +275,7 @@ def many_sockets(
     began_s = time.monotonic()
     workers = workers or -(-sockets // (SOCKETS_PER_PROCESS_MAX - 1_000))
     made = uvloop.run(
-        _run(
+        run_once(
             folder / "gateway-sockets",
             sockets,
             symbols,
@@ -315,7 +313,7 @@ def many_sockets(
     )
 
 
-class _Made(Struct):
+class Made(Struct):
     """connections: as the workers' memory was read."""
 
     counted: list[Counted]
@@ -326,7 +324,7 @@ class _Made(Struct):
     rss_more_bytes: int
     cpu_s: float
     core_cpu_s: float
-    ticks_ms: list[float]
+    ticks_ms: list[float] = []
     """Of each worker, at the end."""
 
     def total(self, name: str) -> int:
@@ -347,7 +345,7 @@ class _Made(Struct):
         ]
 
 
-async def _run(
+async def run_once(
     folder: Path,
     sockets: int,
     symbols: int,
@@ -359,36 +357,53 @@ async def _run(
     per_s: float,
     hosts: Sequence[str],
     rate: str,
-) -> _Made:
+) -> Made:
     serving = Serving(folder, workers=workers, catalogue=catalogue, per_s=per_s, hosts=hosts)
-    loads = max(1, min(2, sockets // 1_000), -(-sockets // SOCKETS_PER_PROCESS_MAX))
     gc.collect()
     gc.freeze()  # a whole collection of what this program imports would hold the core for longer than a tick
     async with serving.running():
         before = serving.usage()
-        loading = Loading(serving, sockets=sockets, loads=loads, symbols=symbols, json=json, rate=rate)
-        try:
-            loaded = await loading.connect(timeout_s=60.0 + sockets / 400)
-            begin_s = time.time() + WARM_UP_S
-            measured = asyncio.create_task(loading.measure(begin_s, begin_s + seconds))
-            await asyncio.sleep(begin_s - time.time())
-            from_, own = serving.usage(), time.process_time()
-            await asyncio.sleep(begin_s + seconds - time.time())
-            to, own = serving.usage(), time.process_time() - own
-            counted = await measured
-            ticks_ms = sorted(tally["tick_ms"] for tally in serving.core.tallies.values())
-        finally:
-            await loading.stop()
-    return _Made(
+        whole = LoadOptions(
+            hosts=serving.hosts, port=serving.port, sockets=sockets, symbols=symbols, catalogue=catalogue,
+            token=serving.token, seed=1, json=json, rate=rate,
+        )  # fmt: skip
+        made = await measured(
+            Loading(whole, loads=loads_for(sockets)), before, serving.usage, sockets=sockets, seconds=seconds
+        )
+        made.ticks_ms = sorted(tally["tick_ms"] for tally in serving.core.tallies.values())
+    return made
+
+
+async def measured(
+    loading: Loading, before: Usage, usage: Callable[[], Usage], *, sockets: int, seconds: float
+) -> Made:
+    """Connect all, measure, and end the loads. usage: of the servers; before: without a client. Raises RunError."""
+    try:
+        loaded = await loading.connect(timeout_s=60.0 + sockets / 400)
+        begin_s = time.time() + WARM_UP_S
+        counting = asyncio.create_task(loading.measure(begin_s, begin_s + seconds))
+        await asyncio.sleep(begin_s - time.time())
+        from_, own = usage(), time.process_time()
+        await asyncio.sleep(begin_s + seconds - time.time())
+        to, own = usage(), time.process_time() - own
+        counted = await counting
+    finally:
+        await loading.stop()
+    return Made(
         counted, max(one.connect_s for one in loaded), sum(one.retries for one in loaded),
         sum(one.connected for one in loaded), to.rss_bytes, to.rss_bytes - before.rss_bytes, to.cpu_s - from_.cpu_s,
-        own, ticks_ms,
+        own,
     )  # fmt: skip
 
 
-def used(pids: Sequence[int]) -> _Usage:
+def loads_for(sockets: int) -> int:
+    """How many load processes these want."""
+    return max(1, min(2, sockets // 1_000), -(-sockets // SOCKETS_PER_PROCESS_MAX))
+
+
+def used(pids: Sequence[int]) -> Usage:
     """CPU seconds and resident bytes, by the kernel."""
-    total = _Usage(0.0, 0)
+    total = Usage(0.0, 0)
     for pid in pids:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()

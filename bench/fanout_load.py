@@ -59,6 +59,8 @@ class Counted(Struct, frozen=True):
     bytes: int
     latency_us: list[int]
     age_us: list[int]
+    whole_us: list[int]
+    """From when a sampled update became true to here."""
     open: int
     receiving: int
     """How many sockets got something."""
@@ -81,6 +83,7 @@ class Loader:
         self.heard: set[int] = set()
         self.latency_us = array("q")
         self.age_us = array("q")
+        self.whole_us = array("q")
         self.measuring = False
 
     # ---- connecting ----
@@ -102,17 +105,20 @@ class Loader:
         host = self.options.hosts[number % len(self.options.hosts)]
         sock = socket.socket()
         sock.connect((host, self.options.port))
-        key = base64.b64encode(self.chance.randbytes(16)).decode()
-        protocol = "tiebreak.json" if self.options.json else "tiebreak.msgpack"
-        sock.sendall(
-            f"GET /v1/stream HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {protocol}\r\n"
-            f"Authorization: Bearer {self.options.token}\r\n\r\n".encode()
-        )
+        sock.sendall(self.greeting(base64.b64encode(self.chance.randbytes(16)).decode()))
         sock.setblocking(False)
         self.sockets[sock.fileno()] = sock
         self.waiting[sock.fileno()] = time.monotonic()
         self.poll.register(sock.fileno(), select.EPOLLIN)
+
+    def greeting(self, key: str) -> bytes:
+        """What opens the WebSocket."""
+        protocol = "tiebreak.json" if self.options.json else "tiebreak.msgpack"
+        return (
+            f"GET /v1/stream HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {protocol}\r\n"
+            f"Authorization: Bearer {self.options.token}\r\n\r\n".encode()
+        )
 
     def _again(self, descriptor: int) -> None:
         self.waiting.pop(descriptor, None)
@@ -124,11 +130,15 @@ class Loader:
 
     def _subscribe(self, descriptor: int) -> None:
         names = [f"S{number}" for number in self.chance.sample(range(self.options.catalogue), self.options.symbols)]
-        body = {"action": "subscribe", "channel": "nbbo", "symbols": names, "rate": self.options.rate}
-        payload = msgspec.json.encode(body) if self.options.json else msgspec.msgpack.encode(body)
+        payload = self.wanting(names)
         size, opcode = len(payload), 0x81 if self.options.json else 0x82
         head = bytes((opcode, 0x80 | size)) if size < 126 else struct.pack(">BBH", opcode, 0x80 | 126, size)
         self.sockets[descriptor].send(head + _MASK + payload)
+
+    def wanting(self, names: list[str]) -> bytes:
+        """What subscribes to these symbols."""
+        body = {"action": "subscribe", "channel": "nbbo", "symbols": names, "rate": self.options.rate}
+        return msgspec.json.encode(body) if self.options.json else msgspec.msgpack.encode(body)
 
     # ---- reading ----
 
@@ -184,12 +194,12 @@ class Loader:
             if end - begin < size:
                 break
             if now_us and size > 20:
-                self._count(descriptor, data, begin, size, now_us)
+                self.count(descriptor, data, begin, size, now_us)
             at = begin + size
         if at < end:
             self.rest[descriptor] = data[at:]
 
-    def _count(self, descriptor: int, data: bytes, begin: int, size: int, now_us: int) -> None:
+    def count(self, descriptor: int, data: bytes, begin: int, size: int, now_us: int) -> None:
         """A data frame in msgpack is [at_us, seq, [..]]: 0x93 0xcf at 0xcf seq, and how many there are."""
         if data[begin] == 0x93:
             (at_us,) = _AT_SEQ.unpack_from(data, begin + 2)
@@ -201,20 +211,25 @@ class Loader:
             count = data.count(b'"channel"', begin, begin + size)
         else:
             return
-        self.frames += 1
-        self.updates += count
-        self.bytes += size
-        self.heard.add(descriptor)
+        self.tally(descriptor, count, size)
         self.latency_us.append(now_us - at_us)
         if self.frames % SAMPLE_EVERY == 0:
-            self._sample(data[begin : begin + size], at_us)
+            born_us = self._born(data[begin : begin + size])
+            self.age_us.extend(at_us - one for one in born_us)
+            self.whole_us.extend(now_us - one for one in born_us)
 
-    def _sample(self, payload: bytes, at_us: int) -> None:
+    def tally(self, descriptor: int, updates: int, size: int) -> None:
+        self.frames += 1
+        self.updates += updates
+        self.bytes += size
+        self.heard.add(descriptor)
+
+    def _born(self, payload: bytes) -> list[int]:
+        """When each update of a frame became true."""
         if self.options.json:
             found = msgspec.json.decode(payload)["updates"]
-            self.age_us.extend(at_us - one["as_of_us"] for one in found if one["channel"] == "nbbo")
-        else:
-            self.age_us.extend(at_us - one[1][7] for one in msgspec.msgpack.decode(payload)[2] if one[0] == 2)
+            return [one["as_of_us"] for one in found if one["channel"] == "nbbo"]
+        return [one[1][7] for one in msgspec.msgpack.decode(payload)[2] if one[0] == 2]
 
     def measure(self, begin_s: float, end_s: float) -> Counted:
         """Wall-clock times. Reads on meanwhile and until then."""
@@ -227,7 +242,7 @@ class Loader:
         cpu_s = time.process_time() - cpu_s
         return Counted(
             self.frames, self.updates, self.bytes, hundredths(self.latency_us), hundredths(self.age_us),
-            len(self.sockets), len(self.heard), cpu_s,
+            hundredths(self.whole_us), len(self.sockets), len(self.heard), cpu_s,
         )  # fmt: skip
 
 
@@ -237,9 +252,9 @@ def hundredths(values: array) -> list[int]:  # type: ignore[type-arg]
     return [found[min(len(found) - 1, len(found) * part // 100)] for part in range(101)] if found else []
 
 
-def main() -> None:
+def main(kind: type[Loader] = Loader) -> None:
     """Talks with fanout_case.py in lines of JSON."""
-    loader = Loader(msgspec.json.decode(sys.argv[1], type=LoadOptions))
+    loader = kind(msgspec.json.decode(sys.argv[1], type=LoadOptions))
     sys.stdout.buffer.write(msgspec.json.encode(loader.connect_all()) + b"\n")
     sys.stdout.buffer.flush()
     os.set_blocking(0, False)
