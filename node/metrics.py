@@ -12,6 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from cluster.consensus.engine import EngineStatus
+from node.tallies import SpreadHistogram, TallyCounter
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("commit", "apply", "answer", "read", "flush")
@@ -20,6 +21,7 @@ answers. read: until a read may begin. flush: one transaction of the store."""
 LATENCY_S = (
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+BATCH_COMMANDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
 
 class Metrics:
@@ -34,22 +36,21 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         Gauge("tiebreak_member_info", "Always 1", ["member", "role"], registry=registry).labels(member, role).set(1)
-        self.commands = Counter("tiebreak_commands", "Commands answered", ["entry", "answer"], registry=registry)
+        self.commands = TallyCounter("tiebreak_commands", "Commands answered", ["entry", "answer"])
         """entry: http or stream. answer: done, refused, failed (definite) or unknown."""
         self.shed = Counter("tiebreak_shed", "Turned away before anything was logged", ["reason"], registry=registry)
         self.requests = Counter("tiebreak_http_requests", "HTTP requests", ["method", "status"], registry=registry)
         self.request_seconds = Histogram(
             "tiebreak_http_request_seconds", "From headers to answer", ["method"], buckets=LATENCY_S, registry=registry
         )
-        self._stage_seconds = Histogram(
-            "tiebreak_stage_seconds", "Time of one stage of a command's life", ["stage"], buckets=LATENCY_S,
-            registry=registry,
-        )  # fmt: skip
-        self.stage_seconds = {stage: self._stage_seconds.labels(stage) for stage in STAGES}
-        self.batch_commands = Histogram(
-            "tiebreak_batch_commands", "Commands per proposed batch", registry=registry,
-            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000),
-        )  # fmt: skip
+        stage_seconds = SpreadHistogram(
+            "tiebreak_stage_seconds", "Time of one stage of a command's life", ["stage"], LATENCY_S
+        )
+        self.stage_seconds = {stage: stage_seconds.labels(stage) for stage in STAGES}
+        batch_commands = SpreadHistogram("tiebreak_batch_commands", "Commands per proposed batch", [], BATCH_COMMANDS)
+        self.batch_commands = batch_commands.labels()
+        for tallied in (self.commands, stage_seconds, batch_commands):
+            registry.register(tallied)
         self.events_sent = Counter("tiebreak_events_sent", "Events sent", ["channel"], registry=registry)
         self.slow_consumers = Counter("tiebreak_slow_consumers", "Connections cut off", ["channel"], registry=registry)
         self.connections = Gauge("tiebreak_connections", "Open connections", ["kind"], registry=registry)

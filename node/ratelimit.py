@@ -71,6 +71,16 @@ class RateLimiter:
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
+    def admit(self, subject: str, commands: int, cancels: int) -> bool:
+        """Take tokens for all of them if there are as many, else for none: then `take` says what may pass."""
+        bucket = self._bucket(subject)
+        shared = cancels - min(cancels, int(bucket.cancels))
+        if bucket.commands < commands + shared:
+            return False
+        bucket.cancels -= cancels - shared
+        bucket.commands -= commands + shared
+        return True
+
     def take(self, subject: str, *, commands: int = 0, cancels: int = 0) -> Grant:
         """Take tokens for as many as there are. Cancels use their own bucket first, then the common one."""
         rates = self.rates

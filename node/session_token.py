@@ -29,10 +29,16 @@ class SessionTokens:
         self._key = key
         self.group = group
         self.epoch = epoch
+        self._newest = (0, "")
 
     def issue(self, index: int) -> str:
-        body = _BODY.pack(TOKEN_VERSION, self.group, self.epoch, index)
-        return urlsafe_b64encode(body + self._signature(body)).rstrip(b"=").decode()
+        """The newest one is kept: all answers of a batch have its index."""
+        newest, token = self._newest
+        if index != newest or not token:
+            body = _BODY.pack(TOKEN_VERSION, self.group, self.epoch, index)
+            token = urlsafe_b64encode(body + self._signature(body)).rstrip(b"=").decode()
+            self._newest = index, token
+        return token
 
     def read(self, token: str) -> int:
         """The index that a read with this token must reflect.

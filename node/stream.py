@@ -289,10 +289,12 @@ class Connection:
         if refused:
             self._node.limiter.take(principal.subject, commands=len(refused))
         commands = len(prepared) - cancels
-        grant = self._node.limiter.take(principal.subject, commands=commands, cancels=cancels)
         room = IN_FLIGHT_MAX - self.in_flight
-        if grant.commands < commands or grant.cancels < cancels or len(prepared) > room:
+        if not self._node.limiter.admit(principal.subject, commands, cancels):
+            grant = self._node.limiter.take(principal.subject, commands=commands, cancels=cancels)
             prepared = self._shed(prepared, places, refused, grant.commands, grant.cancels, grant.retry_after_s)
+        elif len(prepared) > room:
+            prepared = self._shed(prepared, places, refused, commands, cancels, 0.0)
         frame = _Frame(number, prepared, refused, size, self.format)
         if not prepared:
             self._answer(frame, [])
@@ -619,9 +621,11 @@ def stream_error(error: NodeError) -> wire.StreamError:
 
 
 def add_routes(app: web.Application, node: Node, views: EventViews) -> StreamHub:
-    """Serve /v1/stream. Call once the node's machine, history and door stand; drains with the node."""
+    """Serve /v1/stream, and the same at /v1/orders/stream, where gateways have it. Call once the node's machine,
+    history and door stand; drains with the node."""
     hub = StreamHub(node, views, applied_index=node.machine.applied_index)
-    app.router.add_get("/v1/stream", hub.handle)
+    for path in ("/v1/stream", "/v1/orders/stream"):
+        app.router.add_get(path, hub.handle)
     node.on_applied.append(hub.applied)
     node.on_drain.append(hub)
     return hub

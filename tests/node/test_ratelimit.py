@@ -74,3 +74,14 @@ def test_buckets_never_hold_more_than_the_burst_and_are_bounded_in_number() -> N
 def test_a_rate_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="burst 0"):
         Rates(burst=0)
+
+
+def test_a_frame_is_admitted_whole_or_not_at_all() -> None:
+    bucket = limiter(Clock())
+    assert not bucket.admit("ann", 21, 0)
+    assert bucket.take("ann").remaining == 20
+    assert bucket.admit("ann", 18, 5)  # one cancel more than their own room holds
+    assert not bucket.admit("ann", 2, 0)
+    assert bucket.admit("ann", 1, 0)
+    assert not bucket.admit("ann", 0, 1)
+    assert bucket.take("ann", commands=1, cancels=1).commands == 0
