@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -106,10 +107,12 @@ def running(
     limits: Mapping[str, int] | None = None,
     timing: Mapping[str, int] | None = None,
     program: Sequence[str] = MEMBER_PROGRAM,
+    prepare: Callable[[ClusterFolder], None] | None = None,
 ) -> Iterator[Running]:
     """Make a cluster in `root` (empty or not there), start it and wait until it is ready.
 
     limits, timing: settings that differ from the defaults. program: what runs as a member.
+    prepare: called before the first start, to put something into the members' folders.
     Call it on the main thread: the members die with it.
     """
     cluster_folder.create(
@@ -119,6 +122,8 @@ def running(
     for member in folder.topology().members:
         _set(folder.config(member.name), "limits", limits or {})
         _set(folder.config(member.name), "timing", timing or {})
+    if prepare is not None:
+        prepare(folder)
     launcher = Launcher(folder, program=program)
     with ExitStack() as stack:
         stack.callback(run_down, launcher)
@@ -182,9 +187,9 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
 
 
 def free_base_port(members: int) -> int:
-    """A base from which a cluster's ports are all free now; the usual one where it is."""
-    draws = random.Random(os.getpid())
-    for base in [BASE_PORT, *(draws.randrange(10_000, PORT_MAX - 100) for _ in range(200))]:
+    """A base from which a cluster's ports are all free now. Drawn, so that runs beside each other do not meet."""
+    draws = random.Random(f"{os.getpid()} {time.time_ns()}")
+    for base in (draws.randrange(10_000, PORT_MAX - 100) for _ in range(200)):
         if all(_is_free(base + offset + at) for at in range(members) for offset in (0, API_PORT_OFFSET)):
             return base
     raise RunError("no free ports found on 127.0.0.1")
