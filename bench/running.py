@@ -21,8 +21,10 @@ from bench.market import Market
 from bench.progress import during
 from cluster import folder as cluster_folder
 from cluster.client import Client, Done, Outcome, Refused, members_of
+from cluster.distance import distance
 from cluster.folder import API_PORT_OFFSET, ClusterFolder
 from cluster.launcher import MEMBER_PROGRAM, Launcher, run_down
+from cluster.topology import TIMINGS
 from cluster.wire import AnyRequest
 from node.auth import issue_token
 
@@ -108,16 +110,18 @@ def running(
     timing: Mapping[str, int] | None = None,
     program: Sequence[str] = MEMBER_PROGRAM,
     prepare: Callable[[ClusterFolder], None] | None = None,
+    round_trip_ms: float = 0.0,
+    links: str = "lan",
 ) -> Iterator[Running]:
     """Make a cluster in `root` (empty or not there), start it and wait until it is ready.
 
-    limits, timing: settings that differ from the defaults. program: what runs as a member.
+    limits, timing: settings that differ from the defaults. program: what runs as a member. round_trip_ms: between any
+    two sites; links: the timing between members that suits it, `lan` or `wan`.
     prepare: called before the first start, to put something into the members' folders.
     Call it on the main thread: the members die with it.
     """
-    cluster_folder.create(
-        root, shape=shape, base_port=free_base_port(len(cluster_folder.plan(shape, BASE_PORT).members))
-    )
+    base_port = free_base_port(len(cluster_folder.plan(shape, BASE_PORT).members))
+    cluster_folder.create(root, shape=shape, base_port=base_port, timing=TIMINGS[links])
     folder = ClusterFolder(root)
     for member in folder.topology().members:
         _set(folder.config(member.name), "limits", limits or {})
@@ -128,6 +132,8 @@ def running(
     with ExitStack() as stack:
         stack.callback(run_down, launcher)
         stack.enter_context(ending_on_signals())
+        if round_trip_ms:
+            stack.enter_context(distance(folder, round_trip_ms))
         for name in launcher.members:
             launcher.start(name, die_with_us=True)
         launcher.wait_ready()
