@@ -31,7 +31,6 @@ from bench.sweep.trades import Flow, Trades
 from cluster.wire import AnyRequest
 
 GENERATOR = "the load generator"
-SLICE_S = 0.001
 LOOK_S = 0.25
 SILENT_S_MAX = 3.0
 """After so long without a word, with requests under way, a connection is given up: who is paused closes none."""
@@ -58,6 +57,7 @@ class Spec(Struct, kw_only=True):
     tokens: of the flow's groups of accounts, one for each; connections have them in turn.
     steps: the rates, played after warmup_s at the first of them. seed: of arrival times and orders.
     frame_max: orders due within one slice on one connection share a frame up to so many; 1: each has its own.
+    slice_ms: how often it is looked what is due. More gathers orders for a frame, as a broker does; their wait counts.
     retry: as a client library does, what a lost connection or a member without a leader left open is asked for again
         under its key, until drain_s after the end; without, it ends as refused or unknown.
     connect_s: for all connections to be open.
@@ -74,6 +74,7 @@ class Spec(Struct, kw_only=True):
     steps: list[Step]
     warmup_s: float = 2.0
     frame_max: int = 1
+    slice_ms: float = 1.0
     retry: bool = False
     connect_s: float = 15.0
     drain_s: float = 5.0
@@ -207,7 +208,7 @@ class OpenLoop:
             for connection, orders in slice_.items():
                 self._send(connection, orders)
             if due is not None:
-                await asyncio.sleep(max(SLICE_S, self._began + due - time.perf_counter()))
+                await asyncio.sleep(max(self.spec.slice_ms / 1e3, self._began + due - time.perf_counter()))
         await asyncio.sleep(max(0.0, self._to - time.perf_counter()))
 
     def _new(self, due: float) -> int:
