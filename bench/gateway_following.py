@@ -24,8 +24,9 @@ from msgspec import Struct
 
 from bench.load import cpu_s
 from bench.stats import Spread, spread
+from gateway.cache.client import connect
 from gateway.cache.server import CacheServer
-from gateway.cache.state import StateCache, connect
+from gateway.cache.state import StateCache
 from gateway.feeds.clock import now_us
 from gateway.follow import Follower
 from gateway.market.intake import MarketData

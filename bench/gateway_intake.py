@@ -22,10 +22,10 @@ from msgspec import Struct
 
 from bench.load import cpu_s, waited_s
 from bench.stats import Spread, spread
+from gateway.cache.client import connect
 from gateway.cache.keeper import QuoteKeeper
 from gateway.cache.quotes import CacheQuotes
 from gateway.cache.server import CacheServer
-from gateway.cache.state import connect
 from gateway.feeds.ticks import Tick
 from gateway.market.intake import MarketData
 from gateway.market.measure import capture_shares, made_ticks, zipf_shares

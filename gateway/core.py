@@ -17,12 +17,14 @@ import structlog
 from cluster.folder import token_life_s
 from gateway.alerts.fills import Fill, Fills
 from gateway.alerts.service import Alerts
+from gateway.cache.client import CacheAway, CacheClient, connect
+from gateway.cache.health import CacheHealth
 from gateway.cache.keeper import QuoteKeeper
 from gateway.cache.quotes import CacheQuotes
 from gateway.cache.ranks import CacheRanks
 from gateway.cache.rates import CacheRates
 from gateway.cache.server import CacheServer
-from gateway.cache.state import CacheAway, StateCache, connect
+from gateway.cache.state import StateCache
 from gateway.config import GatewayConfig, Notify
 from gateway.events import Traded
 from gateway.feeds.clock import now_us
@@ -121,10 +123,11 @@ class Core:
         self.cache_server: CacheServer | None = None
         self.rates: CacheRates | None = None
         self.quotes: QuoteKeeper
+        self.cache_health: CacheHealth
         self.basis: Basis
         self._ranked = asyncio.Event()
         self.leaderboard.on_tables = self._tables_are_new
-        self._cache_client: Any = None
+        self._cache_client: CacheClient | None = None
         self._linked: dict[str, int] = dict.fromkeys(config.peers, 0)
         """When each other site was last linked, in microseconds; -1: it is now."""
         self.projection: Projection
@@ -167,6 +170,7 @@ class Core:
             url = self.cache_server.url
         projectors = (self.accounts, self.books, self.portfolios, self.leaderboard)
         self._cache_client = connect(url)
+        self.cache_health = CacheHealth(self._cache_client)
         scope = f"{config.cluster_id}:{config.site}"
         self.rates = CacheRates(self._cache_client, config.cluster_id)
         cache = StateCache(self._cache_client, scope, [projector.kind for projector in projectors])
@@ -195,6 +199,7 @@ class Core:
         self.sources = [make_source(feed, self.take, config.data_dir / "recordings") for feed in config.feeds]
         self._run("follower", self.follower.run())
         self._run("cache", self.projection.keep_cache())
+        self._run("cache nodes", self.cache_health.run())
         self._run("quotes", self.quotes.run())
         self._run("basis", self.basis.run())
         self._run("leaderboard", self.leaderboard.run())

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from gateway.cache.client import CacheAway
 from gateway.cache.rates import CacheRates
-from gateway.cache.state import CacheAway
 
 AWAY_S = 1.0
 """A cache that did not answer is not asked again for so long: nobody waits for it."""

@@ -48,6 +48,7 @@ def status_of(core: Core, counts: Counts) -> dict[str, Any]:
         "rebuilding": standing.rebuilding,
         "rebuilt_rows": standing.progress,
         "cache": standing.cache,
+        "cache_nodes": {name: node.up for name, node in sorted(core.cache_health.nodes.items())},
         "follows": core.follower.node,
         "feeds": {source.name: source.state for source in core.sources},
         "symbols": sum(1 for _ in core.market.nbbo.symbols()),

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import structlog
 from msgspec import Struct
 
+from gateway.cache.client import CacheAway
 from gateway.cache.quotes import CacheQuotes, Known
-from gateway.cache.state import CacheAway
 from gateway.market.intake import MarketData
 from gateway.market.nbbo import Nbbo
 

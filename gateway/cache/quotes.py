@@ -4,16 +4,12 @@ Memory answers first. What is here is for a gateway that starts again, for anoth
 symbol that memory does not know. One key per symbol; all under one hash tag, as a script may touch one slot only.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
 
 import msgspec
 from msgspec import Struct
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from gateway.cache.state import TIMEOUT_S, CacheAway
+from gateway.cache.client import CacheClient, Script
 from gateway.feeds.ticks import Trade
 from gateway.market.nbbo import Nbbo
 
@@ -29,7 +25,7 @@ STAMP_CHARS = 16
 
 # KEYS: of symbols. ARGV: their life, then a value each, which begins with the time when it was worked out. Where two
 # gateways write, the newest stays. Digits of one length sort as numbers do, whatever the server's locale.
-_SCRIPT = """
+_WRITE = Script("""
 for i = 1, #KEYS do
   local value = ARGV[i + 1]
   if redis.call('GETRANGE', KEYS[i], 0, 15) <= string.sub(value, 1, 16) then
@@ -37,7 +33,7 @@ for i = 1, #KEYS do
   end
 end
 return #KEYS
-"""
+""")
 
 
 class Known(Struct, frozen=True, array_like=True):
@@ -54,29 +50,26 @@ _decode = msgspec.msgpack.Decoder(Known).decode
 class CacheQuotes:
     """scope: names the cluster: all gateways with one cache share what they know. Every method raises CacheAway."""
 
-    def __init__(self, client: "Redis", scope: str) -> None:
+    def __init__(self, client: CacheClient, scope: str) -> None:
         self._client = client
         self._prefix = f"{{tb:{scope}:quotes}}:{FORMAT}:"
         self._index = f"{self._prefix}symbols"
-        self._script: Any = client.register_script(_SCRIPT)
         self._indexed: set[str] = set()
 
     def key(self, symbol: str) -> str:
         return f"{self._prefix}of:{symbol}"
 
     async def write(self, found: Sequence[tuple[str, Known]], now_us: int) -> None:
-        """All of it in one pipeline; what is newer there stays. now_us: when it was worked out."""
-        pipe = self._client.pipeline(transaction=False)
+        """What is newer there stays. now_us: when it was worked out."""
         stamp, prefix = f"{now_us:0{STAMP_CHARS}d}".encode(), f"{self._prefix}of:"
         for start in range(0, len(found), WRITES_MAX):
             part = found[start : start + WRITES_MAX]
             keys = [prefix + symbol for symbol, _ in part]
-            await self._script(keys=keys, args=[LIFE_S, *[stamp + _encode(known) for _, known in part]], client=pipe)
+            await self._client.run(_WRITE, keys, [LIFE_S, *[stamp + _encode(known) for _, known in part]])
         new = [symbol for symbol, _ in found if symbol not in self._indexed]
         if new:
-            pipe.sadd(self._index, *new)
-            pipe.expire(self._index, LIFE_S)
-        await self._ask(pipe.execute(), TIMEOUT_S)
+            await self._client.ask("SADD", self._index, *new)
+            await self._client.ask("EXPIRE", self._index, LIFE_S)
         self._indexed.update(new)
 
     def forget_index(self) -> None:
@@ -85,25 +78,18 @@ class CacheQuotes:
 
     async def read(self, symbols: Sequence[str]) -> list[tuple[str, Known]]:
         """Those of them that are there. What can't be read is not there."""
-        raws = await self._ask(self._client.mget([self.key(symbol) for symbol in symbols]), READ_S)
+        raws = await self._client.ask("MGET", *[self.key(symbol) for symbol in symbols], timeout_s=READ_S)
         return list(_found(symbols, raws))
 
     async def everything(self) -> AsyncIterator[tuple[str, Known]]:
         """Every symbol that the list names."""
-        names = sorted(await self._ask(self._client.smembers(self._index), TIMEOUT_S))
+        names = sorted(await self._client.ask("SMEMBERS", self._index))
         symbols = [name.decode() for name in names]
         for start in range(0, len(symbols), READ_MAX):
             part = symbols[start : start + READ_MAX]
-            raws = await self._ask(self._client.mget([self.key(symbol) for symbol in part]), TIMEOUT_S)
+            raws = await self._client.ask("MGET", *[self.key(symbol) for symbol in part])
             for one in _found(part, raws):
                 yield one
-
-    async def _ask(self, asked: Any, timeout_s: float) -> Any:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await asked
-        except (RedisError, OSError, TimeoutError) as error:
-            raise CacheAway(f"{type(error).__name__}: {error}"[:300]) from error
 
 
 def _found(symbols: Iterable[str], raws: Iterable[bytes | None]) -> Iterable[tuple[str, Known]]:

@@ -1,15 +1,21 @@
 """The leaderboard in the cache: a sorted set per period, replaced whole, for whoever reads ranks beside the gateway."""
 
-import asyncio
 from collections.abc import Mapping
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
-from gateway.cache.state import TIMEOUT_S, CacheAway
+from gateway.cache.client import CacheClient, Script
 
 LIFE_S = 60
 """A set that is not written again is gone soon: ranks of a gateway that left are nobody's."""
+
+# KEYS: the set. ARGV: its life, then score and member of each.
+_REPLACE = Script("""
+redis.call('DEL', KEYS[1])
+for i = 2, #ARGV, 2 do
+  redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1])
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return 'ok'
+""")
 
 
 class CacheRanks:
@@ -18,7 +24,7 @@ class CacheRanks:
     Scores are negative returns, so that ZRANGE gives the best first and equal ones by name, as the API does.
     """
 
-    def __init__(self, client: "Redis", scope: str) -> None:
+    def __init__(self, client: CacheClient, scope: str) -> None:
         self._client = client
         self._prefix = f"{{tb:{scope}}}:ranks:"
 
@@ -27,17 +33,5 @@ class CacheRanks:
 
     async def write(self, period: str, returns: Mapping[str, float]) -> None:
         """returns: of the accounts that are shown. A reader finds the old set or the new one. Raises CacheAway."""
-        key, draft = self.key(period), self.key(f"{period}:draft")
-        pipe = self._client.pipeline(transaction=True)
-        pipe.delete(draft)
-        if returns:
-            pipe.zadd(draft, {account: -value for account, value in returns.items()})
-            pipe.expire(draft, LIFE_S)
-            pipe.rename(draft, key)
-        else:
-            pipe.delete(key)
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                await pipe.execute()
-        except (RedisError, OSError, TimeoutError) as error:
-            raise CacheAway(f"{type(error).__name__}: {error}"[:300]) from error
+        pairs = [word for account, value in returns.items() for word in (-value, account)]
+        await self._client.run(_REPLACE, [self.key(period)], [LIFE_S, *pairs])

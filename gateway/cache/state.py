@@ -4,31 +4,26 @@ So two gateways that write to one cache, or one that comes back with old news, c
 a hash tag, so that a Redis Cluster keeps them together: a script may touch one slot only.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
 
-import structlog
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
+from gateway.cache.client import TIMEOUT_S, CacheClient, Script
 from gateway.events import Position
-
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.cache")
 
 FORMAT = 2
 WRITES_MAX = 2_000
 """Fields in one call of the script: it blocks the server while it runs."""
-TIMEOUT_S = 1.0
 SCAN_COUNT = 1_000
+ANSWER_S = 2 * TIMEOUT_S
 
 # KEYS: the position, then one hash per kind. ARGV: expected, new, then per kind: its number of fields to set, the
-# pairs, its number of fields to delete, the fields. One call changes all or nothing.
-_SCRIPT = """
+# pairs, its number of fields to delete, the fields. One call changes all or nothing. No hash is ever gone, for it has
+# an empty field: a cluster that moves a slot answers TRYAGAIN to a script of whose keys one is missing.
+_WRITE = Script("""
 local stored = redis.call('GET', KEYS[1]) or ''
 if stored ~= ARGV[1] then return stored end
 local at = 3
 for kind = 2, #KEYS do
+  redis.call('HSETNX', KEYS[kind], '', '')
   local sets = tonumber(ARGV[at]); at = at + 1
   for i = 1, sets do
     redis.call('HSET', KEYS[kind], ARGV[at], ARGV[at + 1]); at = at + 2
@@ -40,14 +35,10 @@ for kind = 2, #KEYS do
 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 'ok'
-"""
+""")
 
 Changes = dict[str, dict[str, bytes | None]]
 """kind -> field -> value; None deletes."""
-
-
-class CacheAway(RuntimeError):
-    """The cache answers nothing, or an error. What it should hold is served from memory."""
 
 
 class Elsewhere(RuntimeError):
@@ -58,22 +49,16 @@ class Elsewhere(RuntimeError):
         self.stored = stored
 
 
-def connect(url: str) -> "Redis":
-    """A client of a unix:// or redis(s):// address. Connects when it is used."""
-    return Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, max_connections=32)
-
-
 class StateCache:
     """One gateway's projection in one cache. scope: names the site and the cluster.
 
     Positions are strings: the feed's position, with `~` and a count behind it while a large write is half done.
     """
 
-    def __init__(self, client: "Redis", scope: str, kinds: Iterable[str]) -> None:
+    def __init__(self, client: CacheClient, scope: str, kinds: Iterable[str]) -> None:
         self._client = client
         self._prefix = f"{{tb:{scope}}}:{FORMAT}:"
         self.kinds = tuple(kinds)
-        self._script: Any = client.register_script(_SCRIPT)
         self.stored = ""
         """The position that the cache had when it was last asked."""
 
@@ -82,7 +67,7 @@ class StateCache:
 
     async def position(self) -> Position | None:
         """Where the cache stands; None where it is empty, or stopped in the middle. Raises CacheAway."""
-        raw = await self._ask(self._client.get(self._prefix + "position"))
+        raw = await self._client.ask("GET", self._prefix + "position", timeout_s=ANSWER_S)
         self.stored = raw.decode() if raw else ""
         try:
             return Position.parse(self.stored) if self.stored else None
@@ -94,9 +79,12 @@ class StateCache:
         for kind in self.kinds:
             cursor = 0
             while True:
-                cursor, found = await self._ask(self._client.hscan(self._prefix + kind, cursor, count=SCAN_COUNT))
+                cursor, found = await self._client.ask(
+                    "HSCAN", self._prefix + kind, cursor, "COUNT", SCAN_COUNT, timeout_s=ANSWER_S
+                )
                 for field, value in found.items():
-                    yield kind, field.decode(), value
+                    if field:
+                        yield kind, field.decode(), value
                 if not cursor:
                     break
 
@@ -114,7 +102,7 @@ class StateCache:
                 for field, value in there:
                     arguments += (field, value)
                 arguments += (len(gone), *gone)
-            answer = await self._ask(self._script(keys=self._keys(), args=arguments))
+            answer = await self._client.run(_WRITE, self._keys(), arguments, timeout_s=ANSWER_S)
             if answer != b"ok":
                 self.stored = answer.decode()
                 raise Elsewhere(self.stored)
@@ -122,15 +110,8 @@ class StateCache:
 
     async def clear(self) -> None:
         """Forget everything, to begin anew. Raises CacheAway."""
-        await self._ask(self._client.unlink(*self._keys()))
+        await self._client.ask("UNLINK", *self._keys(), timeout_s=ANSWER_S)
         self.stored = ""
-
-    async def _ask(self, asked: Any) -> Any:
-        try:
-            async with asyncio.timeout(TIMEOUT_S * 2):
-                return await asked
-        except (RedisError, OSError, TimeoutError) as error:
-            raise CacheAway(f"{type(error).__name__}: {error}"[:300]) from error
 
 
 def _pieces(changes: Changes) -> list[Changes]:

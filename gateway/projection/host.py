@@ -12,7 +12,8 @@ from datetime import datetime
 import structlog
 from msgspec import Struct
 
-from gateway.cache.state import CacheAway, Changes, Elsewhere, StateCache
+from gateway.cache.client import CacheAway
+from gateway.cache.state import Changes, Elsewhere, StateCache
 from gateway.events import Message, Position
 from gateway.projection.projector import Batch, Projector, Row
 

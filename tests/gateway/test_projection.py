@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cluster.consensus.engine import Role
+from gateway.cache.client import CacheAway, connect
 from gateway.cache.server import CacheServer
-from gateway.cache.state import CacheAway, Elsewhere, StateCache, connect
+from gateway.cache.state import Elsewhere, StateCache
 from gateway.events import Position, UnknownEvent, decode
 from gateway.feeds.ticks import BookDiff, BookSnapshot, Quote, Trade
 from gateway.projection.host import micros
@@ -191,18 +192,18 @@ def test_a_large_write_that_is_cut_off_is_not_taken_for_whole(tmp_path: Path) ->
     async def talk() -> None:
         async with cached(tmp_path) as (_, cache):
             many: dict[str, bytes | None] = {f"field {i}": b"x" * 100 for i in range(20_000)}
-            asked, answers = cache._ask, iter(range(3))
+            client = cache._client
+            run, answers = client.run, iter(range(3))
 
-            async def three_times(work: Any) -> Any:
+            async def three_times(*words: Any, **options: Any) -> Any:
                 if next(answers, None) is None:
-                    work.close()
                     raise CacheAway("cut off")
-                return await asked(work)
+                return await run(*words, **options)
 
-            cache._ask = three_times  # type: ignore[method-assign, assignment]
+            client.run = three_times  # type: ignore[method-assign]
             with pytest.raises(CacheAway):
                 await cache.write({"accounts": many}, Position(0, 1, 9, 0))
-            cache._ask = asked  # type: ignore[method-assign]
+            client.run = run  # type: ignore[method-assign]
             other = StateCache(cache._client, "dc-a:test", KINDS)
             assert await other.position() is None
             assert "~" in other.stored

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
+from gateway.cache.client import CacheAway, CacheClient, connect
 from gateway.cache.keeper import QuoteKeeper
 from gateway.cache.quotes import LIFE_S, CacheQuotes, Known
 from gateway.cache.ranks import CacheRanks
 from gateway.cache.rates import CacheRates
 from gateway.cache.server import CacheServer
-from gateway.cache.state import CacheAway, StateCache, connect
+from gateway.cache.state import StateCache
 from gateway.events import Position
 from gateway.feeds.ticks import Quote, Status, StatusKind, Tick, Trade
 from gateway.market.intake import MarketData
@@ -27,7 +27,7 @@ T0 = 1_700_000_000_000_000
 
 
 @asynccontextmanager
-async def serving(folder: Path, **options: int) -> AsyncIterator[tuple[CacheServer, "Redis"]]:
+async def serving(folder: Path, **options: int) -> AsyncIterator[tuple[CacheServer, CacheClient]]:
     server = CacheServer(folder / "c", **options)
     await server.start()
     client = connect(server.url)
@@ -41,7 +41,7 @@ async def serving(folder: Path, **options: int) -> AsyncIterator[tuple[CacheServ
 class Gateway:
     """The market's half of one. Its clock stands still until it is moved."""
 
-    def __init__(self, client: "Redis", scope: str = "test") -> None:
+    def __init__(self, client: CacheClient, scope: str = "test") -> None:
         self.now_us = T0
         self.market = MarketData(lambda: self.now_us)
         self.keeper = QuoteKeeper(self.market, CacheQuotes(client, scope))
@@ -98,7 +98,7 @@ async def test_a_round_writes_what_changed_and_the_last_value_wins(tmp_path: Pat
         assert [(found.symbol, found.bid_e9) for found in one.market.changes().quotes] == [("A", 49), ("B", 1)]
         [(_, known)] = await one.keeper.cache.read(["A"])
         assert known.nbbo is not None and known.nbbo.bid_e9 == 49
-        assert 0 < await client.ttl(one.keeper.cache.key("A")) <= LIFE_S
+        assert 0 < await client.ask("TTL", one.keeper.cache.key("A")) <= LIFE_S
 
 
 async def test_when_nobody_quotes_it_any_more_the_cache_keeps_what_was_known(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ async def test_when_the_cache_is_full_old_quotes_go_and_the_projection_never(tmp
             await quotes.write([(symbol, Known(Nbbo(symbol, 1, 1, "x", 2, 1, "x", T0))) for symbol in symbols], T0)
 
         async def left(name: str) -> int:
-            return int(await client.exists(*(quotes.key(f"{name}-{number}") for number in range(500))))
+            return int(await client.ask("EXISTS", *(quotes.key(f"{name}-{number}") for number in range(500))))
 
         for part in range(20):
             await fill(f"old-{part}")
@@ -167,10 +167,10 @@ async def test_when_the_cache_is_full_old_quotes_go_and_the_projection_never(tmp
         while evicted < 3_000:
             await fill(f"new-{parts}")
             parts += 1
-            evicted = int((await client.info("stats"))["evicted_keys"])
+            evicted = int((await client.ask("INFO", "stats"))["evicted_keys"])
         left_old = sum([await left(f"old-{part}") for part in range(20)])
         assert evicted - (10_000 - left_old) < evicted // 10, "the old ones go"
-        assert (await client.zcard(ranks.key("day")), (await rates.count("anna", 1, 60.0, 10, 0.0))[1]) == (1, 4)
+        assert (await client.ask("ZCARD", ranks.key("day")), (await rates.count("anna", 1, 60.0, 10, 0.0))[1]) == (1, 4)
         again = StateCache(client, "test", ["accounts"])
         assert await again.position() == Position(1, 1, 5, 0)
         assert sum([1 async for _ in again.load()]) == 2_000

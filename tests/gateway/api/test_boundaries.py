@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.consensus.engine import NoQuorum
-from gateway.cache.state import connect
+from gateway.cache.client import connect
 from gateway.notify.notice import Notice
 from node.session_token import SessionTokens
 from tests.gateway.api.sites import Site, market, sites, trades, until, url
@@ -252,10 +252,10 @@ async def test_the_sorted_set_in_the_cache_is_the_leaderboard(tmp_path: Path) ->
         client = connect(site.core.cache_server.url)
         key = "{tb:test-cluster:dc-a}:ranks:all"
         async with asyncio.timeout(5):
-            while (found := await client.zrange(key, 0, -1)) != [b"anna", b"bert"]:
+            while (found := await client.ask("ZRANGE", key, 0, -1)) != [b"anna", b"bert"]:
                 assert set(found) <= {b"anna", b"bert"}
                 await asyncio.sleep(0.02)
-        assert 0 < await client.ttl(key) <= 60
+        assert 0 < await client.ask("TTL", key) <= 60
         await client.aclose()
 
 

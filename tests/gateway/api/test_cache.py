@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from gateway.api.rates import Rates, weigh
+from gateway.cache.client import CacheAway, connect
 from gateway.cache.rates import CacheRates
 from gateway.cache.server import CacheServer, NoServer, make_private, socket_path
-from gateway.cache.state import CacheAway, connect
 from tests.gateway.api.sites import market, sites, trades, until
 
 NOWHERE = "http://127.0.0.1:9"
@@ -105,7 +105,7 @@ def test_a_socket_in_a_deep_folder_goes_to_a_short_one_that_is_ours(tmp_path: Pa
 async def test_a_server_starts_in_a_deep_folder(tmp_path: Path) -> None:
     async with CacheServing(tmp_path / ("x" * 120)) as server:
         client = connect(server.url)
-        assert await client.ping()
+        assert await client.ask("SET", "a", 1)
         await client.aclose()
 
 
@@ -116,3 +116,18 @@ class CacheServing(CacheServer):
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+
+async def test_what_a_user_asked_long_ago_is_not_kept(tmp_path: Path) -> None:
+    async with CacheServing(tmp_path) as server:
+        client = connect(server.url)
+        rates = CacheRates(client, "t")
+        for slot in (1, 2, 3, 5, 8, 9):
+            for _ in range(2):
+                await rates.count("anna", slot, 60.0, 10, 0.0)
+        # A gateway whose clock is a little behind takes nothing away from the one that is ahead.
+        assert await rates.count("anna", 8, 60.0, 10, 0.0) == (0, 3)
+        assert await rates.count("anna", 9, 60.0, 10, 0.0) == (3, 3)
+        assert sorted(await client.ask("HKEYS", "{tb:t:rate:anna}")) == [b"8", b"9"]
+        assert 0 < await client.ask("PTTL", "{tb:t:rate:anna}") <= 150_000
+        await client.aclose()

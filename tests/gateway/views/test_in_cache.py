@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from gateway.cache.client import connect
 from gateway.cache.server import CacheServer
-from gateway.cache.state import Changes, StateCache, connect
+from gateway.cache.state import Changes, StateCache
 from gateway.events import Position
 from tests.gateway.api.sites import market, trades
 from tests.gateway.feeding import batches, feed, until, url
