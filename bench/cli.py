@@ -40,6 +40,9 @@ from bench.lobster import LobsterError
 from bench.peers import fanout
 from bench.report import Report, as_json, print_report
 from bench.running import RunError
+from bench.scaling import disk_case, machine_cases, restart_case
+from bench.sweep import load_cases
+from cluster.folder import SHAPES
 from cluster.launcher import LaunchError
 
 app = typer.Typer(no_args_is_help=True, help="Measure Tiebreak on this machine, against its targets.")
@@ -53,6 +56,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cluster-pipelined": cluster_cases.pipelined,
     "cluster-single": cluster_cases.single,
     "cluster-one": cluster_cases.one,
+    "load-doors": load_cases.doors,
+    "load-latency": load_cases.latency,
+    "load-wan": load_cases.wan,
     "kill": cluster_cases.kill,
     "pause": pause_case.pause,
     "transfer": transfer_case.transfer,
@@ -60,6 +66,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "hardening": hardening_case.hardening,
     "store-start": cases.store_start,
     "disk": cluster_cases.disk,
+    "disk-growth": disk_case.disk_growth,
+    "restart": restart_case.restart,
+    "scale-accounts": machine_cases.accounts,
+    "scale-symbols": machine_cases.symbols,
+    "scale-open-orders": machine_cases.open_orders,
     "gateway-ingest": gateway_ingest.ingest,
     "gateway-projection": gateway_projection.projection,
     "gateway-partition": gateway_partition.partition,
@@ -74,6 +85,9 @@ OPTIONS = {
     "cluster-pipelined": {"seconds", "seed", "path", "frame"},
     "cluster-single": {"seconds", "seed", "path", "rate_per_s"},
     "cluster-one": {"seconds", "seed", "path"},
+    "load-doors": {"seconds", "clients", "offered"},
+    "load-latency": {"seconds", "offered", "shapes", "connections", "frame"},
+    "load-wan": {"seconds", "round_trip_ms", "fills", "makers", "connections", "frame", "pipeline"},
     "kill": {"kills", "rate_per_s", "seed", "path"},
     "pause": {"pause_s", "rounds", "rate_per_s"},
     "transfer": {"transfers", "by", "rate_per_s", "seed", "path"},
@@ -81,6 +95,11 @@ OPTIONS = {
     "hardening": {"seconds", "rounds", "variants", "seed", "path"},
     "store-start": {"accounts"},
     "disk": {"commands", "seed", "path"},
+    "disk-growth": {"commands", "seed"},
+    "restart": {"sizes", "accounts", "open_orders", "rounds", "seed"},
+    "scale-accounts": {"sizes", "commands", "batch", "seed"},
+    "scale-symbols": {"sizes", "commands", "batch", "seed"},
+    "scale-open-orders": {"sizes", "commands", "batch", "seed"},
     "gateway-ingest": {"seconds", "symbols", "seed"},
     "gateway-projection": {"seconds", "rate_per_s", "seed", "path"},
     "gateway-partition": {"runs", "cut_s", "rate_per_s", "seed"},
@@ -112,6 +131,26 @@ def run_benchmarks(
     seconds: Annotated[float | None, typer.Option(min=0.5, help="How long to measure, after the warm-up.")] = None,
     commands: Annotated[int | None, typer.Option(min=1_000, help="How many commands to send.")] = None,
     rate: Annotated[int | None, typer.Option(min=1, help="Commands a second.")] = None,
+    offered: Annotated[
+        list[int] | None, typer.Option(min=1, help="Orders a second that are offered; may be given more than once.")
+    ] = None,
+    fills: Annotated[
+        list[int] | None, typer.Option(min=1, help="Trades a second that are offered; may be given more than once.")
+    ] = None,
+    makers: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Resting orders that each other one takes.")
+    ] = None,
+    clients: Annotated[
+        list[int] | None, typer.Option(min=1, max=9_000, help="How many clients; may be given more than once.")
+    ] = None,
+    connections: Annotated[int | None, typer.Option(min=1, max=9_000, help="How many WebSockets the load has.")] = None,
+    shapes: Annotated[
+        list[str] | None, typer.Option("--shape", help="Members by site: 1+1+1, 2+2+1; may be given more than once.")
+    ] = None,
+    round_trip_ms: Annotated[
+        list[float] | None, typer.Option(min=0.0, max=200.0, help="Between sites; may be given more than once.")
+    ] = None,
+    pipeline: Annotated[int | None, typer.Option(min=1, max=64, help="Batches that a leader has under way.")] = None,
     kills: Annotated[int | None, typer.Option(min=1, help="How often the leader is killed.")] = None,
     transfers: Annotated[int | None, typer.Option(min=1, help="How often leadership is handed over.")] = None,
     by: Annotated[Way | None, typer.Option(help="Hand over by the API, or by SIGTERM to the leader.")] = None,
@@ -131,6 +170,15 @@ def run_benchmarks(
     sockets: Annotated[int | None, typer.Option(min=1, help="How many sockets the gateway's streams have.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="How many processes serve them.")] = None,
     accounts: Annotated[int | None, typer.Option(min=1, help="Accounts in the store.")] = None,
+    sizes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--size",
+            min=0,
+            help="What is scaled: accounts, symbols, open orders, commands to replay; may be given more than once.",
+        ),
+    ] = None,
+    open_orders: Annotated[int | None, typer.Option(min=1, help="Open orders that rest in books, at most.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, max=4_096, help="Commands in a batch of the bare engine.")] = None,
     frame: Annotated[int | None, typer.Option(min=1, max=500, help="Commands in a WebSocket frame.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the made-up flow.")] = None,
@@ -152,10 +200,21 @@ def run_benchmarks(
     for one in variants or ():
         if one not in hardening_case.VARIANTS:
             raise typer.BadParameter(f"{one}: one of {', '.join(hardening_case.VARIANTS)}")
+    for one in shapes or ():
+        if one not in SHAPES:
+            raise typer.BadParameter(f"{one}: one of {', '.join(SHAPES)}")
     given = {
         "seconds": seconds,
         "commands": commands,
         "rate_per_s": rate,
+        "offered": tuple(offered) if offered else None,
+        "fills": tuple(fills) if fills else None,
+        "makers": makers,
+        "clients": tuple(clients) if clients else None,
+        "connections": connections,
+        "shapes": tuple(shapes) if shapes else None,
+        "round_trip_ms": tuple(round_trip_ms) if round_trip_ms else None,
+        "pipeline": pipeline,
         "kills": kills,
         "pause_s": tuple(pause_s) if pause_s else None,
         "rounds": rounds,
@@ -168,6 +227,8 @@ def run_benchmarks(
         "sockets": sockets,
         "workers": workers,
         "accounts": accounts,
+        "sizes": tuple(sizes) if sizes else None,
+        "open_orders": open_orders,
         "batch": batch,
         "frame": frame,
         "seed": seed,
