@@ -46,6 +46,23 @@ from statemachine.commands import (
     Transfer,
     VoidWithdrawal,
 )
+from statemachine.events import (
+    AccountOpened,
+    AnyEvent,
+    AssetAdded,
+    DigestDisagreed,
+    HoldReleased,
+    InstrumentChanged,
+    OrderClosed,
+    OrderOpened,
+    OrderReduced,
+    ReferenceSet,
+    SessionChanged,
+    Traded,
+    Transferred,
+    WithdrawalClosed,
+    WithdrawalOpened,
+)
 from statemachine.results import (
     AnyResult,
     Canceled,
@@ -63,6 +80,7 @@ from statemachine.types import (
     FEES,
     ROUNDING,
     WORLD,
+    LedgerReason,
     Mode,
     OrderType,
     Reason,
@@ -168,10 +186,10 @@ class Reference:
 
 @dataclass
 class Log:
-    """What one batch did, in order: the codes that would be right for each command, and what happened."""
+    """What one batch did, in order: the codes that would be right for each command, and the events it led to."""
 
     answers: list[AnyResult | No] = field(default_factory=list)
-    happened: list[tuple[object, ...]] = field(default_factory=list)
+    happened: list[AnyEvent] = field(default_factory=list)
     met: set[str] = field(default_factory=set)
     """Which meetings of features came about, for a test to count."""
 
@@ -281,6 +299,9 @@ class Model:
     def met(self, what: str) -> None:
         self.log.met.add(what)
 
+    def tell(self, event: AnyEvent) -> None:
+        self.log.happened.append(event)
+
     # ---- what can be asked of the state
 
     def open_orders(self) -> list[Order]:
@@ -378,6 +399,7 @@ class Model:
         if c.asset in self.assets:
             raise No(Code.asset_exists)
         self.assets[c.asset] = c
+        self.tell(AssetAdded(c.asset, c.scale, c.supply_units_max))
         return Done()
 
     def add_instrument(self, c: AddInstrument) -> AnyResult:
@@ -400,6 +422,7 @@ class Model:
             raise No(*codes)
         self.instruments[c.symbol] = c
         self.modes[c.symbol] = Mode.trading
+        self.changed(c.symbol)
         return Done()
 
     def listed(self, symbol: str) -> AddInstrument:
@@ -410,14 +433,22 @@ class Model:
     def change(self, listed: AddInstrument, **fields: object) -> AnyResult:
         values = {name: getattr(listed, name) for name in listed.__struct_fields__} | fields
         self.instruments[listed.symbol] = AddInstrument(**values)
+        self.changed(listed.symbol)
         return Done()
+
+    def changed(self, symbol: str) -> None:
+        c = self.instruments[symbol]
+        scales = (c.price_scale, c.quantity_scale, c.tick, c.lot)
+        fees = (c.maker_bps, c.taker_bps)
+        self.tell(InstrumentChanged(symbol, c.base, c.quote, *scales, self.modes[symbol], *fees, c.limits, c.calendar))
 
     def set_mode(self, c: SetMode) -> AnyResult:
         if c.symbol:
             self.listed(c.symbol)
-        for symbol in self.instruments:
+        for symbol in sorted(self.instruments):
             if c.symbol in ("", symbol):
                 self.modes[symbol] = c.mode
+                self.changed(symbol)
         return Done()
 
     def set_fees(self, c: SetFees) -> AnyResult:
@@ -443,7 +474,7 @@ class Model:
         if c.observed_at_us <= (present.observed_at_us if present else 0):
             raise No(Code.older_reference)
         self.references[c.symbol] = Reference(c.price_ticks, c.observed_at_us)
-        self.log.happened.append(("reference", c.symbol, c.price_ticks, c.observed_at_us))
+        self.tell(ReferenceSet(c.symbol, c.price_ticks, c.observed_at_us))
         return Done()
 
     def activate_rules(self, c: ActivateRules) -> AnyResult:
@@ -466,15 +497,17 @@ class Model:
         self.owned[source, asset] = self.owned.get((source, asset), 0) - amount
         self.owned[target, asset] = self.owned.get((target, asset), 0) + amount
 
-    def moved(self, asset: str, source: str, target: str, amount: int) -> Moved:
+    def moved(self, asset: str, source: str, target: str, amount: int, reason: LedgerReason) -> Moved:
         self.move(asset, source, target, amount)
-        owned = self.owned
-        return Moved(source, target, asset, amount, owned[source, asset], owned[target, asset], self.now)
+        owned = self.owned[source, asset], self.owned[target, asset]
+        self.tell(Transferred(source, target, asset, amount, reason, *owned))
+        return Moved(source, target, asset, amount, *owned, self.now)
 
     def open_account(self, c: OpenAccount) -> AnyResult:
         if c.account in self.accounts:
             raise No(Code.account_exists)
         self.accounts[c.account] = c.keys_max
+        self.tell(AccountOpened(c.account))
         return Done()
 
     def deposit(self, c: Deposit) -> AnyResult:
@@ -482,7 +515,7 @@ class Model:
         asset = self.asset(c.asset)
         if c.amount_units - self.owned.get((WORLD, c.asset), 0) > asset.supply_units_max:
             raise No(Code.supply_exceeded)
-        return self.moved(c.asset, WORLD, c.account, c.amount_units)
+        return self.moved(c.asset, WORLD, c.account, c.amount_units, LedgerReason.deposit)
 
     def transfer(self, c: Transfer) -> AnyResult:
         if c.source == c.target:
@@ -491,7 +524,7 @@ class Model:
         self.asset(c.asset)
         if self.available(c.source, c.asset) < c.amount_units:
             raise No(Code.insufficient_funds)
-        return self.moved(c.asset, c.source, c.target, c.amount_units)
+        return self.moved(c.asset, c.source, c.target, c.amount_units, LedgerReason.transfer)
 
     def request_withdrawal(self, c: RequestWithdrawal) -> AnyResult:
         self.named(c.account)
@@ -505,19 +538,25 @@ class Model:
             raise No(*codes)
         self.withdrawals_made += 1
         self.withdrawals[self.withdrawals_made] = c
+        self.tell(WithdrawalOpened(self.withdrawals_made, c.account, c.asset, c.amount_units))
         return WithdrawalPending(self.withdrawals_made, c.account, c.asset, c.amount_units, self.now)
 
     def post_withdrawal(self, c: PostWithdrawal) -> AnyResult:
         if c.withdrawal_id not in self.withdrawals:
             raise No(Code.withdrawal_not_found)
-        w = self.withdrawals.pop(c.withdrawal_id)
-        return self.moved(w.asset, w.account, WORLD, w.amount_units)
+        w = self.close_withdrawal(c.withdrawal_id, posted=True)
+        return self.moved(w.asset, w.account, WORLD, w.amount_units, LedgerReason.withdrawal)
 
     def void_withdrawal(self, c: VoidWithdrawal) -> AnyResult:
         if c.withdrawal_id not in self.withdrawals:
             raise No(Code.withdrawal_not_found)
-        del self.withdrawals[c.withdrawal_id]
+        self.close_withdrawal(c.withdrawal_id, posted=False)
         return Done()
+
+    def close_withdrawal(self, withdrawal_id: int, *, posted: bool) -> RequestWithdrawal:
+        w = self.withdrawals.pop(withdrawal_id)
+        self.tell(WithdrawalClosed(withdrawal_id, w.account, w.asset, w.amount_units, posted))
+        return w
 
     # ---- an order enters
 
@@ -619,7 +658,7 @@ class Model:
         order.hold = self.worst_hold(order)
         if order.filled:
             order.status = Status.partially_filled
-        self.log.happened.append(("opened", order.id, order.ask.account, order.hold, replaces, order.filled, False))
+        self.opened(order, replaces, kept=False)
         if order.ask.time_in_force == TimeInForce.fok and not self.fills_whole(order):
             self.close(order, Status.canceled, Reason.fok_unfilled)
             return
@@ -629,7 +668,39 @@ class Model:
         else:
             if order.hold < self.worst_hold(order):
                 self.met("a resting buy keeps less than a new one would hold")
-            order.hold = min(order.hold, self.worst_hold(order))
+            if released := self.trim(order):
+                self.tell(HoldReleased(order.id, order.ask.account, order.ask.symbol, released))
+
+    def trim(self, order: Order) -> int:
+        """Hold no more than the rest may cost. Returns what is free again."""
+        before, order.hold = order.hold, min(order.hold, self.worst_hold(order))
+        return before - order.hold
+
+    def opened(self, order: Order, replaces: int, *, kept: bool) -> None:
+        ask = order.ask
+        self.tell(
+            OrderOpened(
+                order_id=order.id,
+                account=ask.account,
+                symbol=ask.symbol,
+                side=ask.side,
+                type=ask.type,
+                time_in_force=ask.time_in_force,
+                price_ticks=self.limit_of(ask),
+                quantity_lots=ask.quantity_lots,
+                budget_units=ask.budget_units,
+                expires_at_us=order.expires_at_us,
+                post_only=ask.post_only,
+                self_trade=ask.self_trade,
+                session=ask.session,
+                key=order.key,
+                hold_units=order.hold,
+                replaces=replaces,
+                filled_lots=order.filled,
+                kept_priority=kept,
+                at_us=self.now,
+            )
+        )
 
     # ---- matching
 
@@ -708,8 +779,8 @@ class Model:
         for order in (maker, taker):
             if order.leaves > lots:
                 order.leaves -= lots
-                order.hold = min(order.hold, self.worst_hold(order))
-                self.log.happened.append(("reduced", order.id, lots, order.leaves))
+                place = (order.id, order.ask.account, order.ask.symbol)
+                self.tell(OrderReduced(*place, lots, order.leaves, self.trim(order)))
         if not maker_stays:
             self.close(maker, Status.canceled, Reason.self_trade)
         self.met(f"decrement: {'both end' if equal else 'one ends'}")
@@ -752,12 +823,11 @@ class Model:
         for order, fee in ((taker, fees[0]), (maker, fees[1])):
             order.hold -= notional + fee if order.buys else lots * self.base_unit(listed.symbol)
         self.trades_made += 1
-        self.log.happened.append(
-            (
-                *("traded", self.trades_made, price, lots, notional),
-                *(taker.id, fees[0], taker.leaves, maker.id, fees[1], maker.leaves),
-            )
+        sides = (
+            *(taker.ask.side, taker.id, taker.ask.account, fees[0], taker.leaves),
+            *(maker.id, maker.ask.account, fees[1], maker.leaves),
         )
+        self.tell(Traded(self.trades_made, listed.symbol, price, lots, notional, *sides, self.now))
         if not maker.leaves:
             self.close(maker, Status.filled, Reason.filled)
 
@@ -772,11 +842,11 @@ class Model:
 
     def close(self, order: Order, status: Status, reason: Reason, replaced_by: int = 0) -> None:
         self.leave_book(order)
-        order.hold = 0
+        released, order.hold = order.hold, 0
         order.status, order.reason = status, reason
-        self.log.happened.append(
-            ("closed", order.id, status, reason, order.filled, order.leaves, order.notional, order.fee, replaced_by)
-        )
+        place = (order.id, order.ask.account, order.ask.symbol)
+        amounts = (order.filled, order.leaves, order.notional, order.fee, released)
+        self.tell(OrderClosed(*place, status, reason, *amounts, replaced_by, self.now))
 
     # ---- orders change and leave
 
@@ -817,7 +887,7 @@ class Model:
             self.orders_made += 1
             self.close(old, Status.replaced, Reason.replaced, new.id)
             self.join_book(new)
-            self.log.happened.append(("opened", new.id, c.account, new.hold, old.id, new.filled, True))
+            self.opened(new, old.id, kept=True)
         else:
             if self.late(old):
                 raise No(Code.expiry_in_past)
@@ -900,7 +970,7 @@ class Model:
             raise No(Code.sessions_limit)
         deadline = self.now + c.timeout_ms * 1_000
         self.sessions[c.account, c.session] = Session(c.timeout_ms, deadline)
-        self.log.happened.append(("session", c.account, c.session, True))
+        self.tell(SessionChanged(c.account, c.session, True))
         return SessionOpened(deadline)
 
     def beat_session(self, c: BeatSession) -> AnyResult:
@@ -914,7 +984,7 @@ class Model:
             raise No(Code.session_not_found)
         del self.sessions[c.account, c.session]
         answer = self.mass_cancel(Sweep(c.account, "", c.session, Reason.session_closed, self.orders_made))
-        self.log.happened.append(("session", c.account, c.session, False))
+        self.tell(SessionChanged(c.account, c.session, False))
         return answer
 
     def time_step(self, c: TimeStep) -> AnyResult:
@@ -930,7 +1000,7 @@ class Model:
                 self.close(order, Status.canceled, Reason.session_expired)
             if not self.of_session(*expired[0]):
                 del self.sessions[expired[0]]
-                self.log.happened.append(("session", *expired[0], False))
+                self.tell(SessionChanged(*expired[0], False))
             left, count = left - len(orders), count + len(orders)
         while left > 0 and (late := self.late_orders()):
             reason = self.late(late[0])
@@ -999,12 +1069,12 @@ class Model:
         if any(2 * count > replicas for count in votes):
             agreed = max(told.values(), key=list(told.values()).count)
             outvoted = sorted(member for member, digest in told.items() if digest != agreed)
-            self.log.happened.append(("disagreed", c.digest_index, tuple(outvoted)))
+            self.tell(DigestDisagreed(c.digest_index, tuple(outvoted)))
             return "with a majority"
         if any(2 * (count + replicas - len(told)) > replicas for count in votes):
             return "and more may come"
         self.stopped = True
-        self.log.happened.append(("disagreed", c.digest_index, tuple(sorted(told))))
+        self.tell(DigestDisagreed(c.digest_index, tuple(sorted(told))))
         return "without a majority"
 
 

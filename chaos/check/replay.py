@@ -14,7 +14,8 @@ from chaos.check.words import Words
 from chaos.history.file import Op
 from chaos.history.records import Logged
 from statemachine.codes import Code
-from statemachine.results import Moved, Repeat
+from statemachine.events import AnyEvent
+from statemachine.results import Repeat
 
 NOT_STORED = frozenset(
     {Code.key_required, Code.key_reused, Code.key_too_old, Code.key_quota_exceeded, Code.sent_in_future}
@@ -49,16 +50,15 @@ class Wrong(Struct, frozen=True):
 class Replayed(Struct):
     """executed: by key. lines: all of a key, executed or not, with what each must have been answered.
 
-    owned: (index, units) after each entry that changed what an account owns of an asset. happened: what events an
-    entry must have led to, as far as the ledger tells them; moved: transfers among them. error: where it ended early.
+    owned: (index, units) after each entry that changed what an account owns of an asset. happened: the time of an
+    entry, and the events that it must have led to, where there are any. error: where it ended early.
     """
 
     model: Model
     executed: dict[str, Executed]
     lines: dict[str, dict[int, Words]]
     owned: dict[Place, list[tuple[int, int]]]
-    happened: dict[int, list[tuple[object, ...]]]
-    moved: dict[int, list[Moved]]
+    happened: dict[int, tuple[int, list[AnyEvent]]]
     wrong_reads: list[Wrong]
     reads: int = 0
     last_index: int = 0
@@ -81,7 +81,7 @@ class _Recording(Model):
 def replay(told: Told) -> Replayed:
     """Reads nothing but `told`. Work: one command of the ledger per line, one look per read."""
     model = _Recording(Bounds())
-    done = Replayed(model, {}, defaultdict(dict), defaultdict(list), {}, defaultdict(list), [])
+    done = Replayed(model, {}, defaultdict(dict), defaultdict(list), {}, [])
     reads = _reads(told)
     waiting = next(reads, None)
     for index, group in groupby(told.log, lambda line: line.index):
@@ -119,8 +119,6 @@ def _execute(done: Replayed, model: _Recording, index: int, lines: list[Logged])
     model.touched.clear()
     log = model.apply(index, lines[0].stamp_us, [envelope_of(line) for line in lines])
     for line, result in zip(lines, log.answers, strict=True):
-        if isinstance(result, Moved):
-            done.moved[index].append(result)
         if not line.key:
             continue
         if isinstance(result, Repeat):
@@ -134,7 +132,7 @@ def _execute(done: Replayed, model: _Recording, index: int, lines: list[Logged])
             executed = Executed(index, line.position, line, answer, words.asked(model, command))
             done.executed.setdefault(line.key, executed)
     if log.happened:
-        done.happened[index] = log.happened
+        done.happened[index] = model.now, log.happened
     for place in model.touched:
         done.owned[place].append((index, model.owned[place]))
 

@@ -46,7 +46,8 @@ class Scenario(Struct, frozen=True):
     ok_per_s: fewer acknowledged operations in a second of faults show nothing. outage_ms_max: see Run. shapes: the
     first is the default. trim_often: logs and snapshots turn over fast. own_disks: each member's data lies on a file
     system of its own, whose power can be cut and that can be filled. own_proxy: it needs what toxiproxy can't do.
-    mixed: several faults at once.
+    mixed: several faults at once. screens: how many times the usual reads of gateways; more where these are down
+    themselves for a part of the run, which does not count.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Scenario(Struct, frozen=True):
     own_disks: bool = False
     own_proxy: bool = False
     mixed: bool = False
+    screens: float = 1.0
 
     def required(self, plan: Sequence[Planned]) -> list[str]:
         """The kinds of faults of a plan that must have bitten for the run to show anything."""
@@ -349,6 +351,7 @@ _ALL = (
         "kill -9 of a gateway while users write",
         "A gateway is killed while users write to it. What it acknowledged must be there when it is back.",
         (Strike("gateway-kill", (2, 4)),),
+        screens=2.5,
         workloads=("ap", "ap", "bank"),
         gap_s=(4, 6),
         outage_ms_max=RESUMES_MS,

@@ -7,7 +7,8 @@ import pytest
 
 from chaos.check.availability import GATEWAY_READS_MIN
 from chaos.history.file import HistoryWriter, Op, read_history
-from chaos.live.playing import screens_per_s
+from chaos.live.playing import HEALING_S, screens_per_s
+from chaos.live.scenarios import SCENARIOS
 from chaos.workloads.context import Context, Tokens
 from chaos.workloads.crew import Crew
 from chaos.workloads.screens import Screens
@@ -75,10 +76,11 @@ def test_one_client_makes_one_call_at_a_time(tmp_path: Path) -> None:
     assert len(busy) > 20
 
 
-@pytest.mark.parametrize("seconds", [5, 9, 60, 600])
+@pytest.mark.parametrize("seconds", [5, 9, 30, 60, 600])
 def test_a_run_however_short_asks_often_enough(seconds: float) -> None:
-    assert screens_per_s(seconds) * (seconds + 4) > 1.2 * GATEWAY_READS_MIN
-    assert screens_per_s(60) * 60 >= 2_000
+    for scenario in SCENARIOS.values():
+        assert screens_per_s(scenario, seconds) * (seconds + HEALING_S) > 1.2 * GATEWAY_READS_MIN
+    assert screens_per_s(SCENARIOS["dc-cut"], 60) * (60 + HEALING_S) >= 2_000
 
 
 def test_a_crew_reads_screens_beside_its_work(tmp_path: Path) -> None:
