@@ -137,9 +137,7 @@ def run_benchmarks(
     fills: Annotated[
         list[int] | None, typer.Option(min=1, help="Trades a second that are offered; may be given more than once.")
     ] = None,
-    makers: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Resting orders that each other one takes.")
-    ] = None,
+    makers: Annotated[int | None, typer.Option(min=1, max=100, help="Resting orders that one takes.")] = None,
     clients: Annotated[
         list[int] | None, typer.Option(min=1, max=9_000, help="How many clients; may be given more than once.")
     ] = None,
