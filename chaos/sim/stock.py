@@ -174,9 +174,8 @@ class StockCore(SyncObj):  # type: ignore[misc]
         """The library has no linearizable read; whoever believes that it leads answers."""
         answer(self.applied_index if self.is_leader else None)
 
-    def received(self, member: str, message: StockMessage) -> bool:
+    def received(self, member: str, message: StockMessage) -> None:
         self.link._onMessageReceived(self.link.node(member), pickle.loads(message.frame))
-        return True
 
     def peer_connected(self, member: str) -> None:
         self.link._onNodeConnected(self.link.node(member))
