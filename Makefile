@@ -13,6 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUNTIME := $(VENV)/.tiebreak-runtime
 DEV := $(VENV)/.tiebreak-dev
 PROMTOOL := $(BIN)/promtool
+BOOKS := $(VENV)/peers/books/.tiebreak-books
 TOXIPROXY := github.com/Shopify/toxiproxy/v2
 TOXIPROXY_VERSION := 2.12.0
 
@@ -77,7 +78,7 @@ nftables: ## what namespaces drop packets with: nft, from the system's packages;
 	echo 'installing nftables'
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nftables >/dev/null
 
-peers: $(RUNTIME) ## what benchmarks compare with: PostgreSQL from the system's packages, etcd and nats-server built with Go
+peers: $(RUNTIME) $(BOOKS) ## what benchmarks compare with: PostgreSQL from the system's packages, etcd and nats-server built with Go
 	if [ -z "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" ] && ! command -v pgbench >/dev/null; then
 	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 	    echo 'install the package postgresql; on Debian: sudo apt-get install postgresql' >&2
@@ -99,6 +100,14 @@ peers: $(RUNTIME) ## what benchmarks compare with: PostgreSQL from the system's 
 	built etcd bench/peers/etcd_tools go.etcd.io/etcd/server/v3
 	built etcd-benchmark bench/peers/etcd_tools go.etcd.io/etcd/v3/tools/benchmark
 	built nats-server bench/peers/fanout_tools github.com/nats-io/nats-server/v2
+
+# In an environment of their own: nothing of ours depends on them. Without them the other peers can still be had.
+$(BOOKS): bench/books/requirements.txt | $(RUNTIME)
+	echo 'installing order books into $(VENV)/peers/books'
+	rm -rf $(@D)
+	if $(BIN)/python -m venv $(@D) && $(@D)/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --require-hashes --only-binary :all: -r $<
+	then touch $@; else echo 'the order books could not be installed: their rows are left out' >&2; fi
 
 # setuptools first: PySyncObj is published as source only and is built with this one, hash-checked,
 # rather than with whatever an isolated build would fetch.
@@ -156,6 +165,7 @@ lock: ## resolve dependencies anew into requirements.txt and requirements-dev.tx
 	}
 	compile pyproject.toml <(echo 'setuptools>=77') -o requirements.txt
 	compile pyproject.toml --extra dev -c requirements.txt -o requirements-dev.txt
+	compile bench/books/requirements.in -o bench/books/requirements.txt
 	sed -i 's|-r /dev/fd/.*|the build|' requirements.txt
 
 clean: ## remove the environment, caches and what runs left in the checkout

@@ -35,6 +35,7 @@ from bench import (
     results,
     transfer_case,
 )
+from bench.books import case as books_case
 from bench.generator import Market as MadeUpMarket
 from bench.lobster import LobsterError
 from bench.peers import fanout
@@ -53,6 +54,7 @@ Benchmark = Callable[..., Report]
 Way = Literal["api", "sigterm"]
 BENCHMARKS: dict[str, Benchmark] = {
     "engine": cases.engine,
+    "books": books_case.books,
     "cluster-pipelined": cluster_cases.pipelined,
     "cluster-single": cluster_cases.single,
     "cluster-one": cluster_cases.one,
@@ -82,6 +84,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 OPTIONS = {
     "engine": {"commands", "batch", "seed", "path"},
+    "books": {"commands", "rounds", "seed", "path"},
     "cluster-pipelined": {"seconds", "seed", "path", "frame"},
     "cluster-single": {"seconds", "seed", "path", "rate_per_s"},
     "cluster-one": {"seconds", "seed", "path"},

@@ -1,0 +1,1 @@
+"""Order books that others published, beside ours: the same steps, the same trades, orders a second."""
