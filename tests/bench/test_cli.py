@@ -59,6 +59,8 @@ WRONG = [
     (["run", "engine", "--kills", "3"], "kills means nothing to engine"),
     (["run", "hardening", "--variant", "nothing"], "one of shipped, no-sync"),
     (["run", "kill", "--pause-s", "5"], "pause-s means nothing to kill"),
+    (["run", "load-latency", "--shape", "3+3"], "3+3: one of 1+1+1"),
+    (["run", "load-doors", "--round-trip-ms", "10"], "round-trip-ms means nothing to load-doors"),
     (["run", "cluster-one", "--accounts", "3"], "accounts means nothing"),
 ]
 
