@@ -22,6 +22,8 @@ SILENCE_MS_MAX = 3_000
 """With frames under way and nothing heard for this long, the member is taken for lost and another is tried."""
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 UPDATES_WAITING_MAX = 10_000
+PATH = "/v1/orders/stream"
+"""At nodes and at gateways; `/v1/stream` of a gateway is another stream, of prices."""
 PROTOCOL = "tiebreak.{}"
 
 Message = (
@@ -298,7 +300,7 @@ class Stream:
             member = self._caller.members.pick()
             try:
                 socket = await self._caller.session().ws_connect(
-                    member.url + "/v1/stream",
+                    member.url + PATH,
                     headers=self._caller.auth,
                     protocols=(PROTOCOL.format("json" if self._json else "msgpack"),),
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),

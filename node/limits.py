@@ -22,7 +22,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.http
 
 TRACE: web.RequestKey[TraceContext] = web.RequestKey("trace", TraceContext)
 """The request's trace context; hand `.traceparent` on to the submitter."""
-STREAM_PATHS = frozenset({"/v1/stream", "/v1/feed"})
+STREAM_PATHS = frozenset({"/v1/stream", "/v1/orders/stream", "/v1/feed"})
 """Here a WebSocket may bring its token in its first message, and does its own counting."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -202,7 +202,7 @@ TABLE: tuple[Operation, ...] = (
     Operation(method="get", path="/metrics", summary="Prometheus metrics", roles=()),
 )  # fmt: skip
 
-NOT_LISTED = frozenset({"/v1/stream", "/openapi.json", "/docs"})
+NOT_LISTED = frozenset({"/v1/stream", "/v1/orders/stream", "/openapi.json", "/docs"})
 """Paths that OpenAPI can't describe, or that describe themselves."""
 
 ERRORS = {

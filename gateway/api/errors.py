@@ -79,6 +79,14 @@ class KeyNotInUse(NodeError):
     error = "key_not_in_use"
 
 
+class OnlyAtNodes(NodeError):
+    """This is done at a node, not through a gateway. Nothing was sent."""
+
+    status = 403
+    number = 1058
+    error = "only_at_nodes"
+
+
 _NUMBERS = {
     "invalid_field": errors.InvalidField.number,
     "not_found": errors.NotFound.number,

@@ -1,7 +1,6 @@
 """What stands before every handler: request ids, errors as JSON, bounds on bodies, who asks, how often."""
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable
 
@@ -13,6 +12,7 @@ from gateway.api import context
 from gateway.api.context import METRICS, PRINCIPAL, REQUEST_ID
 from gateway.api.errors import of_prefs
 from gateway.api.rates import Rates
+from gateway.api.relayed import COUNTED_THERE, SOCKETS
 from gateway.prefs.errors import PrefsError
 from node import errors
 from node.auth import Authenticator
@@ -24,10 +24,6 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.http
 
 STREAM_PATH = "/v1/stream"
 """Here a WebSocket may bring its token in its first message, and does its own counting."""
-NODE_PATHS = re.compile(
-    r"/v1/(orders|accounts|transfers|ledger|assets|instruments|references|book|trades|commands)(?![^/:])"
-)
-"""What is relayed: the node counts these itself, and its headers say so."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -38,7 +34,7 @@ def middlewares(authenticator: Authenticator, rates: Rates, limits: HttpLimits) 
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = request.transport.get_protocol() if request.transport is not None else None
         if isinstance(connection, Connection):
-            connection.request_began(is_stream=False)
+            connection.request_began(is_stream=is_socket(request))
         request[REQUEST_ID] = request_id_of(request)
         began_s = time.perf_counter()
         try:
@@ -50,9 +46,11 @@ def middlewares(authenticator: Authenticator, rates: Rates, limits: HttpLimits) 
             response.headers["X-Request-ID"] = request[REQUEST_ID]
             if "X-As-Of" not in response.headers:
                 context.aged(response, context.now())
+            if is_socket(request):
+                response.force_close()  # a worker has passed this connection on, and gets it back for nothing else
         metrics, route = request.app[METRICS], route_of(request)
         metrics.requests.labels(route, request.method, str(response.status)).inc()
-        if route != STREAM_PATH:
+        if route != STREAM_PATH and not isinstance(response, web.WebSocketResponse):
             metrics.request_seconds.labels(route).observe(time.perf_counter() - began_s)
         return response
 
@@ -68,9 +66,11 @@ def middlewares(authenticator: Authenticator, rates: Rates, limits: HttpLimits) 
         path = request.path
         if not path.startswith("/v1/") or path == STREAM_PATH:
             return await handler(request)
+        if is_socket(request) and "Authorization" not in request.headers:
+            return await handler(request)  # its first message says who it is
         principal = authenticator.verify_header(request.headers.get("Authorization"))
         request[PRINCIPAL] = principal
-        if NODE_PATHS.match(path):
+        if COUNTED_THERE.match(path):
             return await handler(request)
         grant = await rates.take(principal.subject)
         if not grant.passed:
@@ -91,6 +91,11 @@ def middlewares(authenticator: Authenticator, rates: Rates, limits: HttpLimits) 
         return response
 
     return [answer, bound, admit]
+
+
+def is_socket(request: web.Request) -> bool:
+    """Whether this is a WebSocket that ends at a node."""
+    return request.path in SOCKETS and "Upgrade" in request.headers
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""In a worker process: hands everything but streams to the core over its unix socket, and the answer back."""
+"""In a worker process: hands all but its own streams to the core over a unix socket, and the answer back."""
 
 from collections.abc import AsyncIterator
 
@@ -6,7 +6,9 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
+from gateway.api.guard import is_socket
 from gateway.api.relay import ANSWER_S_MAX, HOP
+from gateway.api.sockets.tunnel import to_core
 from gateway.workers.worker import Worker, refusals
 from node.errors import NotReady, OutcomeUnknown
 from node.guard import Connection
@@ -44,6 +46,8 @@ class Proxy:
                 connection.request_ended()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if is_socket(request) and request.method == "GET":
+            return await to_core(request, self._path)
         headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in HOP)
         body = await request.read()
         try:

@@ -64,9 +64,9 @@ class Relay:
         tls: Callable[[], ssl.SSLContext | bool] = lambda: True,
     ) -> None:
         self._session = session
-        self._tls = tls
+        self.tls = tls
         self._nodes = nodes
-        self._via = f"1.1 gateway-{site}"
+        self.via = f"1.1 gateway-{site}"
         self._away: dict[str, float] = {}
         self.under_way = 0
         self.counters: Counter[str] = Counter()
@@ -99,7 +99,7 @@ class Relay:
         is_read = method in ("GET", "HEAD")
         url = path + (f"?{query}" if query else "")
         kept = CIMultiDict((name, value) for name, value in (headers or {}).items() if name.lower() not in HOP)
-        kept["Via"] = self._via
+        kept["Via"] = self.via
         last: Said | None = None
         failed = False
         self.under_way += 1
@@ -108,10 +108,10 @@ class Relay:
                 try:
                     said = await self._ask(method, node, url, kept, body, timeout_s)
                 except aiohttp.ClientConnectorError:
-                    self._is_away(node, "unreachable")
+                    self.is_away(node, "unreachable")
                     continue
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                    self._is_away(node, type(error).__name__)
+                    self.is_away(node, type(error).__name__)
                     if is_read:
                         failed = True
                         continue
@@ -136,7 +136,8 @@ class Relay:
             raise ReadTimeout("no node answered in time")
         raise NoNode("no node can be reached from this site; nothing was sent")
 
-    def _is_away(self, node: str, why: str) -> None:
+    def is_away(self, node: str, why: str) -> None:
+        """Ask this one last for a while."""
         self.counters["failed"] += 1
         self._away[node] = time.monotonic() + AWAY_S
         log.info("a node did not answer", node=node, why=why)
@@ -147,7 +148,7 @@ class Relay:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         async with self._session.request(
             method, node + url, headers=headers, data=body or None, timeout=timeout, allow_redirects=False,
-            ssl=self._tls(),
+            ssl=self.tls(),
         ) as response:  # fmt: skip
             found = await response.content.read(ANSWER_BYTES_MAX)
             while not response.content.at_eof() and len(found) < ANSWER_BYTES_MAX:
@@ -194,7 +195,7 @@ def key_of(request: web.Request, body: bytes) -> str:
 
 def timeout_s_of(request: web.Request) -> float:
     """A little longer than the node was asked to wait."""
-    given = request.query.get("timeout_ms", "")
+    given = request.query.get("timeout_ms") or request.query.get("wait_ms", "")
     asked_s = int(given) / 1000 + 2.0 if given.isascii() and given.isdigit() and len(given) < 7 else ANSWER_S
     return min(max(asked_s, 2.0), ANSWER_S_MAX)
 

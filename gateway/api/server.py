@@ -2,16 +2,21 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import aiohttp
 from aiohttp import web
 
 from gateway.api import history, keys, market, openapi, portfolio, prefs, ranking, status
 from gateway.api.context import CORE, COUNTS, METRICS, RELAY
-from gateway.api.guard import STREAM_PATH, Handler, middlewares
+from gateway.api.errors import OnlyAtNodes
+from gateway.api.guard import STREAM_PATH, Handler, is_socket, middlewares
 from gateway.api.metrics import Metrics, Rows
 from gateway.api.rates import Rates
 from gateway.api.relay import Relay, relayed
+from gateway.api.relayed import CHANGES, PATHS, SOCKETS
+from gateway.api.sockets.streams import Streams
+from gateway.cache.health import Node
 from gateway.core import Core
 from gateway.fanout.hub import Hub
 from gateway.feeds.breaker import State
@@ -23,11 +28,6 @@ from gateway.workers.supervisor import Supervisor
 from node.auth import Authenticator, public_keys
 from node.guard import HttpLimits
 
-RELAYED = (
-    "orders", "orders:by_client_order_id", "orders/{tail:.*}", "accounts", "accounts/{tail:.*}", "transfers",
-    "transfers/{tail:.*}", "ledger", "commands/{tail:.*}", "assets", "instruments", "instruments/{tail:.*}",
-    "references", "book/{tail:.*}", "trades",
-)  # fmt: skip
 NODES_MAX = 1_024
 """Connections to nodes."""
 
@@ -70,8 +70,13 @@ class Api:
         app[CORE], app[METRICS], app[RELAY], app[COUNTS] = core, self.metrics, self.relay, counts
         for module in (market, portfolio, history, ranking, prefs, keys, status, openapi):
             app.add_routes(module.ROUTES)
-        for path in RELAYED:
-            app.router.add_route("*", f"/v1/{path}", self._relayed)
+        self.streams = Streams(self.relay, authenticator(core), per_user_max=limits.streams_per_user_max)
+        for path in SOCKETS:
+            app.router.add_get(path, self._socket, allow_head=False)
+        for path in PATHS:
+            if f"/v1/{path}" not in SOCKETS:
+                app.router.add_route("GET" if path.startswith("cluster") else "*", f"/v1/{path}", self._relayed)
+        app.router.add_route("*", "/v1/cluster/{tail:.*}", _only_at_nodes)
         if stream is not None:
             app.router.add_get(STREAM_PATH, stream)
         self._watch()
@@ -82,6 +87,10 @@ class Api:
         if request.method == "GET" and request.path.startswith("/v1/instruments") and response.status == 200:
             response.headers["Cache-Control"] = "public, max-age=5"
         return response
+
+    async def _socket(self, request: web.Request) -> web.StreamResponse:
+        is_page = request.path == "/v1/feed" and not is_socket(request)
+        return await (self._relayed(request) if is_page else self.streams.handle(request))
 
     async def close(self) -> None:
         await self._session.close()
@@ -129,6 +138,14 @@ class Api:
             ("state",),
             lambda: {(projection.standing.cache.split(":", 1)[0],): 1.0},
         )
+        nodes = core.cache_health.nodes
+        for field, text in (
+            ("up", "1 where a node of the cache answers"),
+            ("used_bytes", "Memory that a node of the cache uses"),
+            ("evicted", "Keys that a node of the cache threw away for want of memory"),
+        ):
+            read = partial(_of_nodes, nodes, field)
+            rows(f"tiebreak_gateway_cache_node_{field}", text, ("node",), read, is_count=field == "evicted")
         unknown = core.portfolios.unknown
         watch("tiebreak_gateway_basis_pending", "Accounts whose lots wait for their cost", lambda: len(unknown))
         rows("tiebreak_gateway_basis", "Pasts asked for", ("what",), _counts(core.basis.counters), is_count=True)
@@ -158,9 +175,12 @@ class Api:
         )
         rows("tiebreak_gateway_consumer_lag", "Records of the tick log not read yet", ("consumer",), self._lags)
         watch("tiebreak_gateway_ticks", "Ticks taken in", lambda: core.market.ticks, is_count=True)
+        streams = self.streams
+        watch("tiebreak_gateway_order_streams", "Streams of clients that end at nodes", lambda: len(streams.open))
         watch("tiebreak_gateway_node_under_way", "Requests at nodes", lambda: self.relay.under_way)
         for name, text, counters in (
             ("tiebreak_gateway_relay", "Requests to nodes, by outcome", self.relay.counters),
+            ("tiebreak_gateway_order_stream_ends", "Streams to nodes, by what became of them", self.streams.counters),
             ("tiebreak_gateway_rate", "Requests counted, by where", self.rates.counters),
             ("tiebreak_gateway_feed_connections", "Of the node's event feed", core.follower.counters),
             ("tiebreak_gateway_alerts", "Price alerts", core.alerts.counters),
@@ -196,6 +216,14 @@ class Api:
         with contextlib.suppress(OSError):
             return {(name,): float(max(0, log.next_seq - seq)) for name, seq in cursors(log.folder).items()}
         return {}
+
+
+async def _only_at_nodes(request: web.Request) -> web.Response:
+    raise OnlyAtNodes(CHANGES)
+
+
+def _of_nodes(nodes: Mapping[str, Node], field: str) -> dict[tuple[str, ...], float]:
+    return {(name,): float(getattr(node, field)) for name, node in nodes.items()}
 
 
 def _counts(counters: Mapping[str, int]) -> Rows:

@@ -82,7 +82,7 @@ class FakeNode:
     async def start(self) -> "FakeNode":
         app = web.Application()
         app.router.add_get("/v1/status", self._status)
-        app.router.add_get("/v1/stream", self._stream)
+        app.router.add_get("/v1/orders/stream", self._stream)
         app.router.add_get("/v1/accounts/{id}", self._account)
         app.router.add_post("/v1/{tail:.*}", self._command)
         app.router.add_delete("/v1/{tail:.*}", self._command)

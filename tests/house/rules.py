@@ -46,6 +46,7 @@ HOMES = {
         "chaos/live/venue.py",
         "gateway/feeds/live.py",
         "gateway/api/*.py",
+        "gateway/api/sockets/*.py",
         "gateway/app.py",
         "gateway/cli/watching.py",
         "gateway/core.py",
