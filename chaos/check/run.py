@@ -79,6 +79,10 @@ def _figures(told: Told, checks: list[Check]) -> Figures:
         "gateway_reads_answered": by_name["gateways"].counts.get("answered"),
         "age_understated_ms_max": by_name["ages"].counts.get("understated_ms_max"),
     }
+    if told.run.cpu_short_percent >= 0:
+        figures["cpu_short_percent"] = told.run.cpu_short_percent
+    if told.run.restarts:
+        figures["proxies_restarted"] = len(told.run.restarts)
     if begin_ns is not None and end_ns is not None and end_ns > begin_ns:
         during = [op for op in ops if begin_ns <= op.call_ns < end_ns]
         figures["ok_per_s"] = round(sum(op.ok for op in during) * 1e9 / (end_ns - begin_ns), 1)

@@ -1,5 +1,6 @@
 """Deaths that come from within: at a failpoint inside a step, and over a memory limit."""
 
+import asyncio
 import contextlib
 import os
 import time
@@ -16,8 +17,15 @@ FAILPOINTS = "TIEBREAK_FAILPOINTS"
 """Read by test builds alone: see chaos.live.programs.failpoints, which says what each step is."""
 POINTS = ("before-append", "after-append", "before-sync", "after-sync", "before-apply", "after-apply", "before-reply")
 """Steps that a replica under load comes to within a moment."""
-RARE = ("before-store", "after-store", "mid-trim", "mid-snapshot", "mid-send", "mid-receive", "mid-install")
-"""Steps that a replica comes to when it flushes, trims its log, or when a snapshot is made for somebody."""
+SENDING = ("mid-snapshot", "mid-send")
+RECEIVING = ("mid-receive", "mid-install")
+RARE = ("before-store", "after-store", "mid-trim", *SENDING, *RECEIVING)
+"""Steps that a replica comes to when it flushes, trims its log, or when a snapshot is made for somebody. The last two
+need logs that are trimmed often."""
+AWAY_S = 5.0
+"""Whoever was away for so long, where logs are trimmed often, comes back by a snapshot."""
+CAUGHT_UP_S = 20.0
+CLOSE_ENTRIES = 20
 MEMORY = Path("/sys/fs/cgroup/memory")
 LIMITS_BYTES = (1 << 20, 1 << 18, 1 << 16)
 """What was there before does not count, so these are for what a member takes from now on."""
@@ -25,7 +33,8 @@ LOWER_S = 3.0
 
 
 class KillInside(Nemesis):
-    """The member is started with the failpoint armed, and kills itself there.
+    """The member is started with the failpoint armed, and kills itself there. Snapshots are made to be needed: one that
+    is to die while it receives is away first, and for one that is to die while it sends the other replica is.
 
     detail: `who`; `point`: of POINTS or RARE; `nth`: at which arrival.
     """
@@ -36,17 +45,44 @@ class KillInside(Nemesis):
 
     def __init__(self) -> None:
         self._name = ""
+        self._away = ""
 
     async def begin(self, target: Target, rng: Random, detail: Detail) -> Struck:
         who = drawn(detail, "who", lambda: rng.choice(("replica", "leader")))
         point = drawn(detail, "point", lambda: rng.choice(POINTS))
         nth = drawn(detail, "nth", lambda: rng.choice((1, 2, 5, 20, 50)))
         name = (await choose(target, rng, who))[0]
+        others = [other for other in target.replicas if other != name]
+        if point in SENDING and len(others) != 1:
+            raise NotCut(f"{self.name}: who sends at {point} is known of two replicas only")
         processes.must_run(target, name)
         self._name = name
         await target.stop(name)
+        if point in RECEIVING:
+            await asyncio.sleep(AWAY_S)
         await target.start(name, environment={FAILPOINTS: f"{point.replace('-', '_')}:kill:{nth}"}, ready_timeout_ms=0)
+        if point in SENDING:
+            await self._leave_alone(target, others[0])
         return Struck([name], {"who": name, "point": point, "nth": nth})
+
+    async def _leave_alone(self, target: Target, other: str) -> None:
+        """The other replica is away until it needs a snapshot, which only the armed one can send."""
+
+        async def caught_up() -> str:
+            mine, theirs = await target.status(self._name), await target.status(other)
+            if mine is None or theirs is None or mine["applied_index"] < theirs["applied_index"] - CLOSE_ENTRIES:
+                return ""
+            return f"{self._name} has what {other} has"
+
+        await felt(caught_up, f"that {self._name} catches up", within_s=CAUGHT_UP_S)
+        self._away = other
+        await target.kill(other)
+        await felt(lambda: self._leads(target), f"that {self._name} leads", within_s=CAUGHT_UP_S)
+        await asyncio.sleep(AWAY_S)
+        await target.start(other, ready_timeout_ms=0)
+
+    async def _leads(self, target: Target) -> str:
+        return f"{self._name} leads" if await target.leader() == self._name else ""
 
     async def bite(self, target: Target, struck: Struck) -> str:
         where = f"{struck.detail['point']}, arrival {struck.detail['nth']}"
@@ -57,7 +93,7 @@ class KillInside(Nemesis):
         # One that has not died yet is armed still.
         if self._name:
             await target.kill(self._name)
-            await processes.bring_back(target, [self._name])
+            await processes.bring_back(target, [self._name, *([self._away] if self._away else [])])
 
 
 class OutOfMemory(Nemesis):

@@ -31,7 +31,9 @@ class Run(Struct, frozen=True, omit_defaults=True):
     once. min_ok: fewer acknowledged operations show nothing. stock: the engine as published; failing is expected.
     sites: the site of each member and gateway. witnesses: members that hold no state. outage_ms_max: the longest
     time from a fault to the next acknowledged write that this scenario allows; 0: no bound, it is only reported.
-    story: what the scenario does and expects, in a sentence or two, for the report.
+    story: what the scenario does and expects, in a sentence or two, for the report. restarts: what had to be started
+    again of the tool's own proxies, and when: connections ended then, and no fault of the plan says so.
+    cpu_short_percent: for how much of the time with faults some program of the machine waited for a CPU; -1: not known.
     """
 
     scenario: str
@@ -51,6 +53,8 @@ class Run(Struct, frozen=True, omit_defaults=True):
     witnesses: list[str] = []
     outage_ms_max: int = 0
     story: str = ""
+    restarts: list[str] = []
+    cpu_short_percent: int = -1
 
 
 def write_run(folder: Path, run: Run) -> None:

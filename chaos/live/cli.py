@@ -20,6 +20,7 @@ from chaos.live import ledger as ledgers
 from chaos.live.playing import NETWORKS, Asked
 from chaos.live.programs import MUTANTS, SHIPPED, STOCK
 from chaos.live.scenarios import SCENARIOS, SHAPES, Scenario, UnknownScenario, scenario_named
+from chaos.report.words import busy_words
 
 app = typer.Typer(no_args_is_help=True, help="Break a cluster of real processes on purpose, and judge what it did.")
 out = Console(highlight=False)
@@ -271,8 +272,13 @@ def _end(folder: Path | None, verdict: Verdict, *, as_json: bool) -> None:
     else:
         _print_verdict(verdict)
         if folder is not None:
+            run = read_run(folder)
+            notes = [f"{said}; its connections ended" for said in run.restarts]
+            for said in [*notes, busy_words(run)]:
+                if said:
+                    out.print(f"[yellow]note[/]:   {escape(said)}", soft_wrap=True)
             out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-            out.print(f"again:  {read_run(folder).repeat_with}", soft_wrap=True)
+            out.print(f"again:  {run.repeat_with}", soft_wrap=True)
     if verdict.verdict != "pass":
         raise typer.Exit(EXITS[verdict.verdict])
 

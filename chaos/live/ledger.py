@@ -16,7 +16,10 @@ LEDGER = Path(__file__).parents[1] / "ledger.jsonl"
 """Of the checkout that runs: chaos/ledger.jsonl."""
 
 
-FIGURES = ("outage_p50_ms", "outage_max_ms", "converged_ms", "gateway_reads", "gateway_reads_answered", "ok_per_s")
+FIGURES = (
+    "outage_p50_ms", "outage_max_ms", "converged_ms", "gateway_reads", "gateway_reads_answered", "ok_per_s",
+    "cpu_short_percent", "proxies_restarted",
+)  # fmt: skip
 
 
 class Entry(Struct, frozen=True, omit_defaults=True):

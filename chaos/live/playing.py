@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
+from rich.markup import escape
 
 from chaos.check.availability import GATEWAY_READS_MIN
 from chaos.commit import commit
@@ -23,6 +25,7 @@ from chaos.live.bed import Bed, Running
 from chaos.live.following import Follower
 from chaos.live.logdump import dump
 from chaos.live.markers import Markers
+from chaos.live.pressure import waited_us
 from chaos.live.programs import SHIPPED, STOCK
 from chaos.live.scenarios import Scenario, draw_plan
 from chaos.live.striking import Strikes
@@ -108,7 +111,7 @@ class Playing:
             bed = self._bed()
             stack.push_async_callback(bed.close)
             self._written = self._run(bed)
-            write_run(asked.folder, self._written)
+            self._write()
             writer = self._writer = HistoryWriter(asked.folder / HISTORY)
             stack.callback(writer.close)
             self._begin("start", 0)
@@ -116,8 +119,7 @@ class Playing:
             await bed.open()
             if isinstance(bed.network, ToxiproxyNetwork):
                 found = {**self._written.versions, "toxiproxy": ", ".join(sorted(set(bed.network.versions().values())))}
-                self._written = replace(self._written, versions=found)
-                write_run(asked.folder, self._written)
+                self._write(versions=found)
             context = Context(
                 writer,
                 members={name: bed.addresses[name] for name in bed.replicas},
@@ -188,6 +190,10 @@ class Playing:
             story=scenario.story,
         )
 
+    def _write(self, **changes: Any) -> None:
+        self._written = replace(self._written, **changes)
+        write_run(self._asked.folder, self._written)
+
     # ---- its parts ----
 
     async def _load(self, bed: Bed, crew: Crew, strikes: Strikes, context: Context) -> Final:
@@ -198,9 +204,10 @@ class Playing:
             crew.start()
             await asyncio.sleep(WARMUP_S)
             self._begin("faults", asked.seconds)
-            began = time.monotonic()
+            began, waited = time.monotonic(), waited_us()
             await strikes.run(asked.seconds)
             await asyncio.sleep(max(0.0, began + asked.seconds - time.monotonic()))
+            self._note_pressure(began, waited)
             self._begin("healing", HEALING_S)
             await self._heal(bed)
             await asyncio.sleep(HEALING_S)
@@ -210,7 +217,7 @@ class Playing:
         # A member may have been replaced: from here on those count that are there now.
         context.members = {name: bed.addresses[name] for name in bed.replicas}
         sites = {name: bed.site_of(name) for name in bed.members}
-        write_run(asked.folder, replace(self._written, sites={**self._written.sites, **sites}))
+        self._write(sites={**self._written.sites, **sites})
         self._begin("final", 0)
         final = await read_final(context, healed_at_ns=time.monotonic_ns())
         took_ms = strikes.markers.took_ms
@@ -269,9 +276,24 @@ class Playing:
         if phase != "start":
             self._view.say(f"[bold]{_TITLES[phase]}[/]")
 
+    def _note_restarts(self, network: Network) -> None:
+        """What the tool itself had to start again, for whoever wonders about connections that ended."""
+        for said in network.restarts[len(self._written.restarts) :]:
+            at_s = time.monotonic() - self._phase_began
+            told = f"{said}, {at_s:.1f} s into {_TITLES[self._phase]}"
+            self._write(restarts=[*self._written.restarts, told])
+            self._view.say(f"[yellow]{escape(told)}[/]")
+
+    def _note_pressure(self, began: float, waited_before_us: int | None) -> None:
+        waited_after_us = waited_us()
+        if waited_before_us is not None and waited_after_us is not None:
+            share = (waited_after_us - waited_before_us) / 1e6 / (time.monotonic() - began)
+            self._write(cpu_short_percent=min(100, round(100 * share)))
+
     async def _show(self, bed: Bed, watcher: Watcher, strikes: Strikes, context: Context) -> None:
         asked = self._asked
         while True:
+            self._note_restarts(bed.network)
             names = [(name, bed.site_of(name)) for name in (*bed.members, *bed.gateways)]
             rates = self._rates.of(context.tally, time.monotonic())
             counts: Counter[str] = Counter()

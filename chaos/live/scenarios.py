@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from chaos.faults import mixed
+from chaos.faults.dying import POINTS, RARE
 from chaos.faults.nemeses import NEMESES
 from chaos.history.run import Planned
 
@@ -235,19 +236,20 @@ _ALL = (
     ),
     Scenario(
         "kill-inside",
-        "a member dies inside a step: before or after a sync, before a reply, in a snapshot",
-        "Members are built to die at one exact place: around an append, a sync, a reply, or within a snapshot.",
-        (
-            Strike(
-                "kill-inside",
-                (8, 12),
-                draw={
-                    "point": ("before-append", "after-append", "before-sync", "after-sync", "before-reply"),
-                    "nth": (1, 2, 5, 20),
-                },
-            ),
-        ),
+        "a member dies inside a step: around an append, a sync or an apply, before a reply",
+        "Members are built to die at one exact place: around an append, a sync or an apply, or before a reply.",
+        tuple(Strike("kill-inside", (6, 9), {"point": point}, {"nth": (1, 2, 5, 20)}) for point in POINTS),
         gap_s=(2, 4),
+    ),
+    Scenario(
+        "kill-in-snapshot",
+        "a member dies while it trims its log, stores its state, sends or takes a snapshot",
+        "Logs are kept short. Members are built to die while they trim them, write their state to disk, or make, send, "
+        "receive or install a snapshot. Whoever comes back must be whole.",
+        tuple(Strike("kill-inside", (8, 12), {"point": point, "nth": 1}) for point in RARE),
+        shapes=("1+1+1",),
+        trim_often=True,
+        gap_s=(3, 5),
     ),
     Scenario(
         "rolling-restart",

@@ -1,5 +1,6 @@
 """The links that can be cut, and what a network that can cut them does, whichever way it does it."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -47,6 +48,11 @@ class Network(Protocol):
     A receiver that is stopped must not be touched: toxiproxy can deadlock. Callers heal before they pause, and say
     who is paused: verbs refuse its links until it goes on.
     """
+
+    @property
+    def restarts(self) -> Sequence[str]:
+        """A sentence for each server that had to be started anew: connections ended, and no fault of a plan says so."""
+        ...
 
     def quiet(self, process: str) -> None:
         """This dialer or target is about to be stopped."""

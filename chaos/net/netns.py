@@ -102,6 +102,8 @@ class NamespaceNetwork:
     that is dialed during a stall does not come about, where a proxy would take it.
     """
 
+    restarts: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         self._cuts: dict[str, _Cut] = {}
 

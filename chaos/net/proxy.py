@@ -33,6 +33,8 @@ class OwnNetwork:
     seed: of its jitter. A fault is there when the process says so; that nothing passes is seen in its counts.
     """
 
+    restarts: tuple[str, ...] = ()
+
     def __init__(self, *, seed: int = 0) -> None:
         self.links: dict[str, Link] = {}
         self._seed = seed

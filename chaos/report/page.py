@@ -57,6 +57,7 @@ def page(run: Run, verdict: Verdict | None, history: History, *, snapshots: int 
             _outages(made),
             _checks(verdict),
             _faults(made),
+            _restarts(run),
             _coverage(coverage(history, made, snapshots=snapshots)),
             _repeat(run),
             _glossary(),
@@ -202,6 +203,16 @@ def _faults(made: Timeline) -> str:
         "<h2>Faults</h2>"
         '<p class="soft">Drawn from the seed before the start. After each was put in, a probe looked whether it took '
         "hold: a fault that nobody can see is a failed test.</p>" + _table(columns, rows, empty="None were put in.")
+    )
+
+
+def _restarts(run: Run) -> str:
+    if not run.restarts:
+        return ""
+    rows = "".join(f"<li>{escape(one)}</li>" for one in run.restarts)
+    return (
+        "<p>A proxy of the tool itself had to be started again. Its faults were put back, and its connections ended "
+        f"at a moment that the plan does not name:</p><ul>{rows}</ul>"
     )
 
 

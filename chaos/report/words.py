@@ -66,6 +66,8 @@ def sentences(run: Run, verdict: Verdict | None, history: History, made: Timelin
         f"{sum(asked.values()):,} requests were made: {asked['ok']:,} were answered, {asked['fail']:,} refused, and "
         f"of {asked['unknown']:,} the outcome stayed unknown to whoever asked.",
     ]
+    if busy := busy_words(run):
+        said.append(busy)
     if verdict is not None:
         wrong = [check for check in verdict.checks if check.verdict != "pass"]
         if wrong:
@@ -73,6 +75,20 @@ def sentences(run: Run, verdict: Verdict | None, history: History, made: Timelin
         else:
             said.append(f"All {len(verdict.checks)} checks passed.")
     return said
+
+
+BUSY_PERCENT = 60
+"""A run of its own, on two cores, has less."""
+
+
+def busy_words(run: Run) -> str:
+    """Where the machine was short of CPU; else nothing."""
+    if run.cpu_short_percent < BUSY_PERCENT:
+        return ""
+    return (
+        f"The machine was short of CPU: during the faults some program waited for one {run.cpu_short_percent} % of the "
+        "time. Late answers and long pauses may be the machine's own."
+    )
 
 
 def engine_words(run: Run) -> str:

@@ -83,6 +83,9 @@ def test_the_datacenters_are_cut_apart_and_every_promise_is_kept(tmp_path: Path)
     folder = tmp_path / "run"
     process = start("dc-cut", "--seconds", "9", "--seed", "7", "--out", str(folder), "--json")
     started = running(process, folder)
+    # What the tool lost of its own is put back, and told.
+    proxy = next(pid for pid, _ in started if b"toxiproxy" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(proxy, signal.SIGKILL)
     verdict = judged(process)
     assert process.returncode == 0, verdict
     assert verdict.verdict == "pass"
@@ -90,6 +93,9 @@ def test_the_datacenters_are_cut_apart_and_every_promise_is_kept(tmp_path: Path)
     assert gone(started)
     run, history = read_run(folder), read_history(folder / "history.jsonl")
     assert {fault.nemesis for fault in history.faults if fault.did == "bite"} == {"dc-cut"} == set(run.expect)
+    (told,) = run.restarts
+    assert "had died and was started again" in told and told in (folder / "report.html").read_text("utf-8")
+    assert verdict.figures["proxies_restarted"] == 1
     asked = {op.target for op in history.ops}
     assert asked == {"dc-a", "dc-b", "gateway-dc-a", "gateway-dc-b"}
     assert {op.outcome for op in history.ops} >= {"ok", "fail"}

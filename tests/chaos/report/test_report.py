@@ -5,9 +5,11 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from chaos.history.file import read_history
-from chaos.history.run import RunUnreadable
+from chaos.history.run import RunUnreadable, read_run, write_run
+from chaos.live.pressure import waited_us
 from chaos.report.coverage import coverage, installed
 from chaos.report.page import build_report
 from chaos.report.timeline import OUTCOMES, Timeline, timeline
@@ -145,3 +147,27 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, file: str, content: 
     with pytest.raises(RunUnreadable, match=says.replace("?", r"\?")):
         build_report(folder)
     assert not (folder / "report.html").exists()
+
+
+def test_what_the_tool_had_to_start_again_is_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", verdict=passed())
+    assert "had to be started again" not in text_of(build_report(folder))
+    said = "toxiproxy of dc-b <wedged> and was started again, 3.0 s into faults"
+    write_run(folder, replace(read_run(folder), restarts=[said]))
+    assert said in text_of(build_report(folder))
+    assert said not in (folder / "report.html").read_text("utf-8")
+
+
+def test_a_machine_that_was_short_of_cpu_is_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", verdict=passed())
+    for percent, said in ((-1, False), (59, False), (97, True)):
+        write_run(folder, replace(read_run(folder), cpu_short_percent=percent))
+        assert (f"{percent} % of the time" in text_of(build_report(folder))) == said
+
+
+def test_pressure_is_read_where_the_kernel_tells_it(tmp_path: Path) -> None:
+    told = tmp_path / "cpu"
+    told.write_text("some avg10=98.29 avg60=98.69 avg300=95.51 total=21972444422\nfull avg10=0.00 total=0\n")
+    assert waited_us(told) == 21_972_444_422
+    told.write_text("")
+    assert waited_us(told) is None and waited_us(tmp_path / "none") is None
