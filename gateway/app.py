@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 import uvloop
 from aiohttp import web
+from msgspec.structs import replace
 
 from gateway.api.relay import settled
 from gateway.api.server import Api, authenticator, http_limits
@@ -21,8 +22,9 @@ from gateway.core import Core
 from gateway.market.ticklog import TickLogError
 from gateway.prefs.errors import StoreRefused
 from gateway.prefs.seal import KeyFileRefused
-from gateway.stream.admission import StreamLimits
+from gateway.stream.admission import Admission, StreamLimits
 from gateway.stream.metrics import Counts, process_counts
+from gateway.stream.places import Caps, Places
 from gateway.stream.server import StreamServer
 from gateway.streams import Streams
 from gateway.tasks import end
@@ -31,7 +33,7 @@ from gateway.workers.supervisor import Supervisor
 from gateway.workers.worker import WorkerOptions
 from node.api_tls import ApiListener, ApiTlsFiles, make_context
 from node.auth import public_keys
-from node.guard import ConnectionGuard, HttpLimits
+from node.guard import ConnectionGuard
 from node.tracing import configure_logging
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.gateway")
@@ -54,7 +56,10 @@ class App:
         self.server: StreamServer | None = None
         self.supervisor: Supervisor | None = None
         self._workers: WorkerCore | None = None
-        self._guard = ConnectionGuard(http_limits(self.core))
+        bounds = http_limits(self.core)
+        if config.workers:  # all come over one socket, which has no address; workers count by address
+            bounds = replace(bounds, connections_per_address_max=bounds.connections_max)
+        self._guard = ConnectionGuard(bounds)
         self._listener = ApiListener(ApiTlsFiles(*config.api_tls) if config.api_tls is not None else None)
         self._unix: asyncio.Server | None = None
         self._runner: web.AppRunner | None = None
@@ -63,10 +68,10 @@ class App:
 
     @property
     def stream_limits(self) -> StreamLimits:
-        limits, share = self.config.limits, max(1, self.config.workers)
+        limits = self.config.limits
         return StreamLimits(
-            admitted_per_s=max(1.0, limits.admitted_per_s / share),
-            admitted_burst=max(1, limits.admitted_per_s // share),
+            admitted_per_s=limits.admitted_per_s,
+            admitted_burst=limits.admitted_per_s,
             connections_per_user_max=limits.streams_per_user_max,
             subscriptions_per_connection_max=limits.subscriptions_max,
             subscriptions_per_user_max=limits.subscriptions_max * limits.streams_per_user_max,
@@ -132,7 +137,15 @@ class App:
         supervisor = self.supervisor = Supervisor(
             lambda number: self._command(number, run, core_socket, rest), config.workers
         )
-        self._workers = WorkerCore(core_socket, streams.hub, streams.source, run=run, on_drop=supervisor.kill)
+        self._workers = WorkerCore(
+            core_socket,
+            streams.hub,
+            streams.source,
+            run=run,
+            on_drop=supervisor.kill,
+            places=Places(Caps(self.stream_limits, http_limits(self.core))),
+            admission=Admission(self.stream_limits),
+        )
         self.api.watch_workers(supervisor, self._workers)
         await self._workers.start()
         self._tasks.append(asyncio.create_task(streams.hub.run(), name="fan-out to workers"))
@@ -147,8 +160,6 @@ class App:
 
     def _command(self, number: int, run: str, core_socket: Path, rest: Path) -> list[str]:
         config = self.config
-        share = max(1, config.workers)
-        bounds = http_limits(self.core)
         options = WorkerOptions(
             number=number,
             core=str(core_socket),
@@ -157,13 +168,8 @@ class App:
             port=config.listen.port,
             public_keys=[key.decode() for key in public_keys(config.token_public_key)],
             limits=self.stream_limits,
-            http=HttpLimits(
-                connections_max=max(1, bounds.connections_max // share),
-                connections_per_address_max=max(
-                    1, min(bounds.connections_per_address_max, bounds.connections_max // share)
-                ),
-                idle_timeout_s=bounds.idle_timeout_s,
-            ),
+            http=http_limits(self.core),
+            share=max(1, config.workers),
             drain_ms=config.limits.drain_ms,
             cert=str(config.api_tls[0]) if config.api_tls is not None else "",
             key=str(config.api_tls[1]) if config.api_tls is not None else "",
@@ -185,6 +191,8 @@ class App:
         await asyncio.sleep(min(LOOK_AWAY_S, drain_ms / 3000))
         await self._listener.close()
         left_ms = max(0, drain_ms - int((time.monotonic() - began_s) * 1000))
+        # Before workers leave: through them their clients are told.
+        await self.api.streams.drain(timeout_ms=left_ms // 2)
         if self.server is not None:
             await self.server.drain(timeout_ms=left_ms // 2)
         if self.supervisor is not None:
@@ -208,6 +216,8 @@ class App:
         if self.server is not None:
             await self.server.stop()
         await self._guard.stop()
+        if hasattr(self, "api"):
+            await self.api.streams.close()  # else the runner waits for their handlers
         if self._runner is not None:
             await self._runner.cleanup()
         if hasattr(self, "api"):

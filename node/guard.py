@@ -90,6 +90,9 @@ class ConnectionGuard:
         self.clock = clock
         self.connections: set[Connection] = set()
         self.by_address: dict[str, int] = {}
+        self.on_entered: Callable[[Connection], None] = _nothing
+        self.on_left: Callable[[Connection], None] = _nothing
+        """Told of each one that counts: who counts them with other processes' may turn one away."""
         self.refused = 0
         self.cut = 0
         self._sweeper: asyncio.Task[None] | None = None
@@ -145,6 +148,11 @@ class ConnectionGuard:
             self.by_address[connection.address] = count
         else:
             self.by_address.pop(connection.address, None)
+        self.on_left(connection)
+
+
+def _nothing(_connection: "Connection") -> None:
+    """Nobody else counts."""
 
 
 class HttpProtocol(web.RequestHandler):
@@ -211,6 +219,7 @@ class Connection(asyncio.Protocol):
         self._guard.entered(self)
         if self._inner is not None:
             self._inner.connection_made(transport)
+        self._guard.on_entered(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._inner is not None:
@@ -270,6 +279,17 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    def turn_away(self) -> None:
+        """End a connection that was let in before it was known that there are too many."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._guard.refused += 1
+        if self._busy_since_s or self._handed_over:
+            self._transport.abort()  # in the middle of an answer nothing else can be said
+        else:
+            self._transport.write(_too_many_connections())
+            self._transport.close()
 
 
 def _too_many_connections() -> bytes:

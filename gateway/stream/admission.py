@@ -4,11 +4,11 @@ import random
 import time
 from collections.abc import Callable
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 
 class StreamLimits(Struct, frozen=True, kw_only=True):
-    """Bounds of one process. Seconds, bytes and counts."""
+    """Bounds of a gateway, or of one connection of it. Seconds, bytes and counts."""
 
     admitted_per_s: float = 500.0
     admitted_burst: int = 500
@@ -33,6 +33,14 @@ class StreamLimits(Struct, frozen=True, kw_only=True):
     send_buffer_bytes: int = 65_536
     """Of the kernel's: what is in it is old when a slow reader gets to it. 0: as the system has it."""
 
+    def part(self, share: int) -> "StreamLimits":
+        """What one of so many processes admits while it can't ask what the others do."""
+        return structs.replace(
+            self,
+            admitted_per_s=max(1e-9, self.admitted_per_s / share),
+            admitted_burst=max(1, self.admitted_burst // share),
+        )
+
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             if getattr(self, name) < (0 if name == "send_buffer_bytes" else 1e-9):
@@ -51,7 +59,7 @@ class Admission:
         self, limits: StreamLimits, *, clock: Callable[[], float] = time.monotonic, chance: random.Random | None = None
     ) -> None:
         self.refused = 0
-        self._limits = limits
+        self.limits = limits
         self._clock = clock
         self._chance = chance or random.Random()
         self._tokens = float(limits.admitted_burst)
@@ -60,7 +68,7 @@ class Admission:
 
     def admit(self) -> float:
         """0: come in. Else the seconds to wait before coming back."""
-        limits, now_s = self._limits, self._clock()
+        limits, now_s = self.limits, self._clock()
         rate = limits.admitted_per_s
         self._tokens = min(self._tokens + (now_s - self._filled_at_s) * rate, limits.admitted_burst)
         self._filled_at_s = now_s

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
+from msgspec import Struct
 
 from cluster.wire import Authenticate, Authorized, Pong, StreamError
 from gateway.fanout.fragment import JSON, MSGPACK
@@ -65,12 +66,22 @@ _action: dict[int, Callable[[bytes], AnyAction]] = {
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError, MemoryError, OverflowError)
 
 
+class _Opening(Struct, frozen=True):
+    """A subscription under way. wanted: room that was asked for it; what is not used of it is given back."""
+
+    action: Subscribe
+    channel: Channel
+    keys: list[Key]
+    after: After | None
+    wanted: int
+
+
 class Connection(Outlet, asyncio.Protocol):
     """The protocol of a connection after its upgrade. principal: None: its first message must authenticate."""
 
     __slots__ = (
-        "_allowance", "_closing", "_heard_s", "_opened_s", "_parser", "_pending", "_pinged_s", "_server", "is_ended",
-        "principal",
+        "_allowance", "_closing", "_heard_s", "_opened_s", "_parser", "_pending", "_pinged_s", "_server", "has_place",
+        "is_ended", "principal",
     )  # fmt: skip
 
     def __init__(
@@ -79,7 +90,7 @@ class Connection(Outlet, asyncio.Protocol):
         super().__init__(transport, formats)
         now_s = time.monotonic()
         self.principal: Principal | None = None
-        self.is_ended = False
+        self.has_place = self.is_ended = False
         self._server = server
         self._parser = Parser(server.limits.message_bytes_max)
         self._allowance = Allowance(server.limits, now_s)
@@ -183,14 +194,22 @@ class Connection(Outlet, asyncio.Protocol):
         self.say(Authorized(principal.role, _accounts(principal)))
 
     def _enter(self, principal: Principal) -> None:
-        try:
-            self._server.entered(self, principal)
-        except Overloaded as error:
-            self.fail(error, CLOSE_POLICY)
-            return
+        """It is let in while others are asked whether this user holds too many: they answer in a moment."""
         self.principal = principal
-        self.say(Authorized(principal.role, _accounts(principal)))
-        self.say(self._server.status)
+        self._server.entered(principal, partial(self._placed, principal))
+        if not self.is_ended:
+            self.say(Authorized(principal.role, _accounts(principal)))
+            self.say(self._server.status)
+
+    def _placed(self, principal: Principal, granted: bool) -> None:
+        if self.is_ended:
+            if granted:
+                self._server.gave_up(principal)
+        elif granted:
+            self.has_place = True
+        else:
+            most = self._server.limits.connections_per_user_max
+            self.fail(Overloaded(f"a user holds at most {most} streams"), CLOSE_POLICY)
 
     # ---- subscriptions ----
 
@@ -206,11 +225,23 @@ class Connection(Outlet, asyncio.Protocol):
                 after = parse_after(action.after)
             except ValueError as error:
                 raise InvalidField(str(error), field="after") from error
-        self._server.check_room(self, principal, sum(1 for key in keys if key not in self.topics))
         if self._pending >= self._server.limits.pending_max:
             raise Overloaded(f"{self._pending} subscriptions are under way: wait for their answers")
+        wanted = sum(1 for key in keys if key not in self.topics)
+        self._server.check_room(self, wanted)
         self._pending += 1
-        self._server.source.open(keys, self.formats, after, partial(self._opened, action, channel, after))
+        self._server.wants(principal, wanted, partial(self._has_room, _Opening(action, channel, keys, after, wanted)))
+
+    def _has_room(self, opening: "_Opening", granted: bool) -> None:
+        if granted and not self.is_ended:
+            self._server.source.open(opening.keys, self.formats, opening.after, partial(self._opened, opening))
+            return
+        self._pending -= 1
+        if granted:
+            self._server.subscribed(self, opening.wanted, 0)
+        elif not self.is_ended:
+            most = self._server.limits.subscriptions_per_user_max
+            self.refuse(Overloaded(f"a user holds at most {most} subscriptions", field="symbols"), opening.action.id)
 
     def _keys(self, action: Subscribe | Unsubscribe, principal: Principal) -> tuple[Channel, list[Key]]:
         """Raises NodeError: no such channel, not theirs, or none named."""
@@ -238,19 +269,22 @@ class Connection(Outlet, asyncio.Protocol):
             symbols = [f"{symbol}@{action.venue}" for symbol in symbols]
         return channel, [(channel.name, symbol) for symbol in symbols]
 
-    def _opened(self, action: Subscribe, channel: Channel, after: After | None, opened: Opened) -> None:
+    def _opened(self, opening: "_Opening", opened: Opened) -> None:
+        action, channel, after = opening.action, opening.channel, opening.after
         self._pending -= 1
         hub = self._server.hub
         if self.is_ended:
             self._server.unread(opened)
+            self._server.subscribed(self, opening.wanted, 0)
             return
         if opened.away:
+            self._server.subscribed(self, opening.wanted, 0)
             self.refuse(NotReady(opened.away), action.id)
             return
         before = len(self.topics)
         hub.seq = max(hub.seq, opened.seq)
         subscribe(hub, self, opened, formats=self.formats, slow=action.rate == "1s")
-        self._server.counted(self, len(self.topics) - before)
+        self._server.subscribed(self, opening.wanted, len(self.topics) - before)
         if not self.queue:
             self.position_seq = hub.seq
         self.position_seq = min(self.position_seq, resume_seq(opened, after, hub.seq))
@@ -288,7 +322,7 @@ class Connection(Outlet, asyncio.Protocol):
                 self.forget(topic)
                 self._server.hub.unsubscribe(self, key)
                 gone.append(key)
-        self._server.counted(self, -len(gone))
+        self._server.unsubscribed(self, len(gone))
         symbols = [key[1].partition("@")[0] if channel.by_venue else key[1] for key in gone]
         self.say(Unsubscribed(channel=channel.name, symbols=symbols, venue=action.venue, id=action.id))
 

@@ -11,9 +11,7 @@ import hashlib
 import random
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable
-from typing import cast
 
 import msgspec
 import structlog
@@ -23,8 +21,9 @@ from gateway.fanout.fragment import JSON, MSGPACK
 from gateway.fanout.hub import Hub, Round, wall_us
 from gateway.fanout.ring import Place
 from gateway.fanout.source import Opened, Source
-from gateway.stream.admission import Admission, StreamLimits
+from gateway.stream.admission import StreamLimits
 from gateway.stream.connection import Connection
+from gateway.stream.places import STREAM, SUBSCRIPTION, Done, Door, OwnDoor
 from gateway.stream.words import Heartbeat, Status
 from node.auth import Authenticator, Principal
 from node.errors import InternalError, Malformed, NotReady, Overloaded
@@ -42,7 +41,7 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 class StreamServer:
     """All streams of one process. is_ready: false while the cache is cold; new streams are told to come back.
 
-    counters: for metrics, beside those of `hub` and `admission`.
+    door: where places are counted; this process's own, if not given. counters: for metrics, beside those of `hub`.
     """
 
     def __init__(
@@ -53,18 +52,19 @@ class StreamServer:
         *,
         limits: StreamLimits | None = None,
         is_ready: Callable[[], bool] = lambda: True,
+        door: Door | None = None,
     ) -> None:
         self.hub = hub
         self.source = source
         self.authenticator = authenticator
         self.limits = limits or StreamLimits()
-        self.admission = Admission(self.limits)
+        self.door = door or OwnDoor(self.limits)
+        self.admission = self.door.admission
         self.connections: set[Connection] = set()
-        self.counters = {"opened": 0, "cut": 0, "skipped": 0}
+        self.counters = {"opened": 0, "cut": 0, "skipped": 0, "refused": 0}
         self.draining = False
         self._is_ready = is_ready
-        self._streams_of: Counter[str] = Counter()
-        self._subscriptions_of: Counter[str] = Counter()
+        self._subscriptions = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._told = self.status
         self._heartbeats: dict[int, bytes] = {}
@@ -75,8 +75,11 @@ class StreamServer:
         """An aiohttp handler. Raises NodeError: not ready, too many at once, a bad token, no WebSocket."""
         if self.draining or not self._is_ready():
             raise NotReady("this gateway starts or drains: come back, or go to the other site", retry_after_s=1.0)
-        wait_s = self.admission.admit()
+        wait_s = await self.door.admit()
+        if request.transport is None:
+            raise NotReady("the client went away")
         if wait_s:
+            self.counters["refused"] += 1
             error = NotReady(
                 f"too many come at once; come back in {wait_s * 1000:.0f} ms (retry_after_ms)", retry_after_s=wait_s
             )
@@ -85,7 +88,7 @@ class StreamServer:
         header = request.headers.get("Authorization")
         principal = self.authenticator.verify_header(header) if header is not None else None
         accept = _accept(request)
-        transport, guarded = cast(asyncio.Transport, request.transport), _guarded(request)
+        transport, guarded = request.transport, _guarded(request)
         offered = [one.strip() for one in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         protocol = next((one for one in offered if one in (MSGPACK_PROTOCOL, JSON_PROTOCOL)), "")
         lines = [
@@ -107,37 +110,44 @@ class StreamServer:
 
     # ---- what connections tell ----
 
-    def entered(self, connection: Connection, principal: Principal) -> None:
-        """Raises Overloaded."""
-        if self._streams_of[principal.subject] >= self.limits.connections_per_user_max:
-            raise Overloaded(f"a user holds at most {self.limits.connections_per_user_max} streams")
-        self._streams_of[principal.subject] += 1
+    def entered(self, principal: Principal, done: Done) -> None:
+        """Asks for a place. done: told at once, or soon, whether this user may hold one more stream."""
+        self.door.take(STREAM, principal.subject, 1, done)
 
-    def check_room(self, connection: Connection, principal: Principal, more: int) -> None:
-        """Raises Overloaded."""
-        limits = self.limits
-        if len(connection.topics) + more > limits.subscriptions_per_connection_max:
+    def gave_up(self, principal: Principal) -> None:
+        """A stream ended before it was told that it has a place."""
+        self.door.free(STREAM, principal.subject, 1)
+
+    def check_room(self, connection: Connection, more: int) -> None:
+        """Raises Overloaded: this stream itself has no room for so many more subscriptions."""
+        most = self.limits.subscriptions_per_connection_max
+        if len(connection.topics) + more > most:
             raise Overloaded(
-                f"{len(connection.topics)} subscriptions and {more} more: a stream holds at most "
-                f"{limits.subscriptions_per_connection_max}",
+                f"{len(connection.topics)} subscriptions and {more} more: a stream holds at most {most}",
                 field="symbols",
             )
-        if self._subscriptions_of[principal.subject] + more > limits.subscriptions_per_user_max:
-            raise Overloaded(f"a user holds at most {limits.subscriptions_per_user_max} subscriptions", field="symbols")
 
-    def counted(self, connection: Connection, more: int) -> None:
-        if connection.principal is not None:
-            self._subscriptions_of[connection.principal.subject] += more
+    def wants(self, principal: Principal, more: int, done: Done) -> None:
+        """Asks for room for a user's further subscriptions."""
+        self.door.take(SUBSCRIPTION, principal.subject, more, done)
+
+    def subscribed(self, connection: Connection, wanted: int, more: int) -> None:
+        """Of those that were asked for, so many more are read now; the others' room is free again."""
+        self._subscriptions += more
+        if wanted != more and connection.principal is not None:
+            self.door.free(SUBSCRIPTION, connection.principal.subject, wanted - more)
+
+    def unsubscribed(self, connection: Connection, less: int) -> None:
+        self._subscriptions -= less
+        if less and connection.principal is not None:
+            self.door.free(SUBSCRIPTION, connection.principal.subject, less)
 
     def left(self, connection: Connection) -> None:
         self.connections.discard(connection)
         self.counters["skipped"] += connection.skipped
-        principal = connection.principal
-        if principal is not None:
-            for counter, less in ((self._streams_of, 1), (self._subscriptions_of, len(connection.topics))):
-                counter[principal.subject] -= less
-                if counter[principal.subject] <= 0:
-                    del counter[principal.subject]
+        if connection.has_place and connection.principal is not None:
+            self.gave_up(connection.principal)
+        self.unsubscribed(connection, len(connection.topics))
         self.hub.leave(connection)
 
     def unread(self, opened: Opened) -> None:
@@ -166,9 +176,8 @@ class StreamServer:
         return {
             **{name: float(count) for name, count in (*self.counters.items(), *hub.counters.items())},
             "skipped": float(self.counters["skipped"] + sum(one.skipped for one in self.connections)),
-            "refused": float(self.admission.refused),
             "connections": float(len(self.connections)),
-            "subscriptions": float(self._subscriptions_of.total()),
+            "subscriptions": float(self._subscriptions),
             "topics": float(len(hub.topics)),
             "tick_ms": float(pace.tick_ms),
             "level": float(pace.level),
@@ -240,7 +249,7 @@ class StreamServer:
         connections = list(self.connections)
         random.shuffle(connections)
         if spread_ms is None:
-            spread_ms = int(1_000 + len(connections) * 1_000 / self.limits.admitted_per_s)
+            spread_ms = int(1_000 + len(connections) * 1_000 / self.admission.limits.admitted_per_s)
         began_s, step_s = time.monotonic(), timeout_ms / 1000 / max(1, len(connections))
         for number, connection in enumerate(connections):
             connection.drain(random.randrange(spread_ms + 1))

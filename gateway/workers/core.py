@@ -20,16 +20,23 @@ from gateway.fanout.hub import Hub, Reader, Round, Topic
 from gateway.fanout.ring import After, parse_after
 from gateway.fanout.source import LocalSource, Opened
 from gateway.fanout.topics import CHANNELS, Key, Kind
+from gateway.stream.admission import Admission, StreamLimits
+from gateway.stream.places import Caps, Places
 from gateway.workers.words import (
+    ADMISSION,
     Answer,
     Ask,
     Close,
+    Free,
     Hello,
+    Hold,
     Leave,
     Open,
     OpenedTopics,
     Reopen,
     Row,
+    Take,
+    Taken,
     Tally,
     Tick,
     Unframer,
@@ -102,9 +109,16 @@ class WorkerReader(Reader, asyncio.Protocol):
                         self.formats_of.pop((channel, symbol), None)
                 elif isinstance(message, Tally):
                     self._core.tallies[self.number] = message.counts
+                elif isinstance(message, Take):
+                    self.send(Taken(message.id, self._core.taken(self, message)))
+                elif isinstance(message, Free):
+                    for kind, name, count in message.rows:
+                        self._core.places.free(self, kind, name, count)
+                elif isinstance(message, Hold):
+                    self._core.places.hold(self, message.rows)
                 else:
                     self._ask(message)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, KeyError, msgspec.MsgspecError) as error:
             self._core.drop(self, f"it says what no worker says: {error}")
 
     def send(self, message: msgspec.Struct) -> None:
@@ -224,7 +238,7 @@ class Core:
     """Listens for workers on a unix socket. handlers: by the name of the question.
 
     run: names this run; a worker that another run started is told to leave. on_drop: given the pid of a worker that
-    was dropped: it is to be killed.
+    was dropped: it is to be killed. places, admission: of all workers together.
     """
 
     def __init__(
@@ -236,12 +250,16 @@ class Core:
         run: str = "",
         handlers: Mapping[str, Handler] | None = None,
         on_drop: Callable[[int], None] = lambda _pid: None,
+        places: Places | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.path = path
         self.hub = hub
         self.source = source
         self.run = run
         self.handlers: dict[str, Handler] = dict(handlers or {})
+        self.places = places or Places(Caps(StreamLimits()))
+        self.admission = admission or Admission(StreamLimits())
         self.workers: set[WorkerReader] = set()
         self.counters = {"connected": 0, "dropped": 0}
         self.tallies: dict[int, dict[str, float]] = {}
@@ -276,8 +294,17 @@ class Core:
         worker.sent_at_s = time.monotonic()
         worker.send(Welcome(self.hub.epoch, self.source.rings.seq, list(self.source.channels)))
 
+    def taken(self, worker: WorkerReader, take: Take) -> float:
+        """See Taken. Raises ValueError, KeyError: no worker asks so."""
+        if take.kind == ADMISSION:
+            return self.admission.admit()
+        if take.count < 0:
+            raise ValueError(f"take {take.count}")
+        return 0.0 if self.places.take(worker, take.kind, take.name, take.count) else -1.0
+
     def left(self, worker: WorkerReader) -> None:
         self.workers.discard(worker)
+        self.places.left(worker)
         self.tallies.pop(worker.number, None)
         worker.formats_of.clear()
         self.hub.leave(worker)

@@ -27,6 +27,8 @@ from gateway.workers.words import (
     OpenedTopics,
     Reopen,
     Row,
+    Take,
+    Taken,
     Tally,
     Tick,
     Unframer,
@@ -52,6 +54,7 @@ class CoreLink(asyncio.Protocol):
     """Implements Source. Keeps a connection to the core for as long as `run` runs.
 
     on_lost_past: given the channels of which updates are missing for good. on_leave: this worker is not wanted.
+    on_welcome: the core is there, and knows nothing of what this worker holds.
     """
 
     def __init__(self, hub: Hub, path: Path, *, number: int = 0, run: str = "") -> None:
@@ -60,6 +63,7 @@ class CoreLink(asyncio.Protocol):
         self.channels: Sequence[str] = list(CHANNELS)
         self.on_lost_past: Callable[[list[str]], None] = lambda _channels: None
         self.on_leave: Callable[[], None] = lambda: None
+        self.on_welcome: Callable[[], None] = lambda: None
         self.counters = {"connected": 0, "lost": 0, "ticks": 0, "rows": 0}
         self._number = number
         self._run = run
@@ -72,6 +76,7 @@ class CoreLink(asyncio.Protocol):
         self._ids = 0
         self._opening: dict[int, tuple[list[Key], int, Done]] = {}
         self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._taking: dict[int, Callable[[float | None], None]] = {}
         self._formats: dict[Key, int] = {}
         """What the core sends us."""
         self._waiting: Counter[Key] = Counter()
@@ -106,7 +111,7 @@ class CoreLink(asyncio.Protocol):
         self._opening[self._ids] = list(keys), formats, done
         self._waiting.update(keys)
         place = str(after) if after is not None else ""
-        self._send(Open(self._ids, keys[0][0], [symbol for _, symbol in keys], formats, place))
+        self.send(Open(self._ids, keys[0][0], [symbol for _, symbol in keys], formats, place))
 
     def _has(self, key: Key, formats: int, after: After | None) -> bool:
         if after is not None or key not in self.hub.topics or formats & ~self._formats.get(key, 0):
@@ -120,7 +125,7 @@ class CoreLink(asyncio.Protocol):
     def _unread(self, key: Key) -> None:
         if key in self._formats and not self._waiting[key]:
             del self._formats[key]
-            self._send(Close([key]))
+            self.send(Close([key]))
 
     # ---- questions ----
 
@@ -132,7 +137,7 @@ class CoreLink(asyncio.Protocol):
         number = self._ids
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
-        self._send(Ask(number, name, body))
+        self.send(Ask(number, name, body))
         try:
             async with asyncio.timeout(timeout_s):
                 return await answer
@@ -141,10 +146,25 @@ class CoreLink(asyncio.Protocol):
         finally:
             self._asked.pop(number, None)
 
+    # ---- places ----
+
+    @property
+    def is_whole(self) -> bool:
+        return self._is_whole
+
+    def take(self, kind: str, name: str, count: int, done: Callable[[float | None], None]) -> None:
+        """done: told the core's word (see Taken), or None: it is away."""
+        if not self._is_whole:
+            done(None)
+            return
+        self._ids += 1
+        self._taking[self._ids] = done
+        self.send(Take(self._ids, kind, name, count))
+
     def tell(self, counts: dict[str, float]) -> None:
         """What this worker did and does, for the core's metrics."""
         if self._is_whole:
-            self._send(Tally(counts))
+            self.send(Tally(counts))
 
     # ---- the connection ----
 
@@ -166,7 +186,7 @@ class CoreLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self._unframer = cast(asyncio.Transport, transport), Unframer()
-        self._send(Hello(self._number, os.getpid(), self._run))
+        self.send(Hello(self._number, os.getpid(), self._run))
 
     def connection_lost(self, exc: Exception | None) -> None:
         log.warning("the core is lost", number=self._number)
@@ -179,6 +199,9 @@ class CoreLink(asyncio.Protocol):
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(NotReady("the gateway's core went away"))
+        taking, self._taking = self._taking, {}
+        for taken in taking.values():
+            taken(None)
         self._lost.set()
 
     def data_received(self, data: bytes) -> None:
@@ -190,7 +213,7 @@ class CoreLink(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
 
-    def _send(self, message: msgspec.Struct) -> None:
+    def send(self, message: msgspec.Struct) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(framed(message))
 
@@ -209,6 +232,10 @@ class CoreLink(asyncio.Protocol):
                     answer.set_exception(QuestionFailed(message.error))
                 else:
                     answer.set_result(message.body)
+        elif isinstance(message, Taken):
+            told = self._taking.pop(message.id, None)
+            if told is not None:
+                told(message.wait_s)
         elif isinstance(message, Welcome):
             self._welcomed(message)
         else:
@@ -218,6 +245,7 @@ class CoreLink(asyncio.Protocol):
     def _welcomed(self, message: Welcome) -> None:
         self.counters["connected"] += 1
         self.channels = message.channels
+        self.on_welcome()
         before = Place(self.hub.epoch, self.hub.seq)
         if message.epoch != self.hub.epoch:
             self.hub.begin(message.epoch, message.seq)
@@ -230,7 +258,7 @@ class CoreLink(asyncio.Protocol):
         keys = [(channel, symbol) for channel, symbol, _ in topics]
         self._opening[self._ids] = keys, 0, self._reopened
         self._waiting.update(keys)
-        self._send(Reopen(self._ids, topics, str(before)))
+        self.send(Reopen(self._ids, topics, str(before)))
 
     def _reopened(self, opened: Opened) -> None:
         """All topics go on from here, where the core can say what came meanwhile."""

@@ -1,6 +1,7 @@
 """What the core and a worker say to each other over their unix socket: a length of four bytes, then one msgpack array.
 
-From the worker: Hello, Open, Reopen, Close, Ask, Tally. From the core: Welcome, Leave, OpenedTopics, Tick, Answer.
+From the worker: Hello, Open, Reopen, Close, Ask, Tally, Take, Free, Hold. From the core: Welcome, Leave, OpenedTopics,
+Tick, Answer, Taken.
 """
 
 import struct
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 MESSAGE_BYTES_MAX = 256 << 20
 """A worker's whole past in one answer; nothing that the other side could rightly say is larger."""
+ADMISSION = "admission"
 _LENGTH = struct.Struct(">I")
 
 
@@ -56,6 +58,25 @@ class Tally(Struct, frozen=True, array_like=True, tag=6):
     """Once a second: what the worker did and does (StreamServer.counts)."""
 
     counts: dict[str, float]
+
+
+class Take(Struct, frozen=True, array_like=True, tag=7):
+    """May a user or an address have so many more? kind: of stream.places, or ADMISSION: may a new stream come in?"""
+
+    id: int
+    kind: str
+    name: str
+    count: int
+
+
+class Free(Struct, frozen=True, array_like=True, tag=8):
+    rows: list[tuple[str, str, int]]
+
+
+class Hold(Struct, frozen=True, array_like=True, tag=9):
+    """After a break: all that this worker holds."""
+
+    rows: list[tuple[str, str, int]]
 
 
 class Welcome(Struct, frozen=True, array_like=True, tag=11):
@@ -112,8 +133,15 @@ class Answer(Struct, frozen=True, array_like=True, tag=15):
     error: str = ""
 
 
-FromWorker = Hello | Open | Reopen | Close | Ask | Tally
-FromCore = Welcome | Leave | OpenedTopics | Tick | Answer
+class Taken(Struct, frozen=True, array_like=True, tag=16):
+    """wait_s: 0: yes. Below 0: no. Above: come back in so many seconds."""
+
+    id: int
+    wait_s: float
+
+
+FromWorker = Hello | Open | Reopen | Close | Ask | Tally | Take | Free | Hold
+FromCore = Welcome | Leave | OpenedTopics | Tick | Answer | Taken
 
 _encode = msgspec.msgpack.Encoder().encode
 from_worker = msgspec.msgpack.Decoder(FromWorker).decode

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 import sys
 import time
@@ -13,13 +14,15 @@ import msgspec
 import structlog
 import uvloop
 from aiohttp import web
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gateway.fanout.hub import Hub
 from gateway.stream.admission import StreamLimits
 from gateway.stream.metrics import process_counts
+from gateway.stream.places import Caps
 from gateway.stream.server import StreamServer
 from gateway.tasks import end
+from gateway.workers.door import CoreDoor
 from gateway.workers.link import CoreLink
 from gateway.workers.serve import Listening
 from node.api_tls import ApiTlsFiles
@@ -32,6 +35,8 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.work
 GC_YOUNG, GC_MIDDLE, GC_WHOLE = 50_000, 20, 100
 CORE_AWAY_S = 5.0
 """A core that crashed is back by then; behind it clients do better at the other site, and the port is wanted."""
+DESCRIPTORS_KEPT = 200
+"""For what is no client: the core, the log, files that are read anew."""
 GRACE_S = 0.5
 """Between the last goodbye and the end of the process."""
 
@@ -47,6 +52,9 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
     public_keys: list[str]
     limits: StreamLimits = StreamLimits()
     http: HttpLimits = HttpLimits()
+    """Both of the whole gateway."""
+    share: int = 1
+    """So many workers there are: while the core is away, each has its part of the limits."""
     drain_ms: int = 5_000
     cert: str = ""
     key: str = ""
@@ -72,7 +80,9 @@ class Worker:
         self.options = options
         self.hub = Hub(0)
         self.link = CoreLink(self.hub, Path(options.core), number=options.number, run=options.run)
-        self.guard = ConnectionGuard(options.http)
+        self.door = CoreDoor(self.link, Caps(options.limits, options.http), options.limits, share=options.share)
+        self.guard = ConnectionGuard(_own(options.http))
+        self.door.guard_by(self.guard)
         self.authenticator = Authenticator(options.public_keys)
         self.stream = StreamServer(
             self.hub,
@@ -80,6 +90,7 @@ class Worker:
             self.authenticator,
             limits=options.limits,
             is_ready=lambda: self.link.counters["connected"] > 0,
+            door=self.door,
         )
         self.link.on_lost_past = self.stream.lost_past
         self.link.on_leave = self.leave
@@ -133,6 +144,15 @@ class Worker:
         while True:
             await asyncio.sleep(1.0)
             self.link.tell(self.stream.counts() | process_counts(self.guard))
+
+
+def _own(limits: HttpLimits) -> HttpLimits:
+    """As many connections as all workers may have, but no more than this process has descriptors for."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(limits.connections_max, max(1, descriptors - DESCRIPTORS_KEPT))
+    return structs.replace(
+        limits, connections_max=most, connections_per_address_max=min(most, limits.connections_per_address_max)
+    )
 
 
 @web.middleware

@@ -21,6 +21,7 @@ from gateway.fanout.ring import Rings
 from gateway.fanout.source import LocalSource, Provider, Source
 from gateway.fanout.topics import CHANNELS
 from gateway.stream.admission import StreamLimits
+from gateway.stream.places import Door
 from gateway.stream.server import StreamServer
 from node.auth import Authenticator, issue_token
 from node.errors import NodeError, error_body
@@ -67,6 +68,7 @@ class Serving:
         pace: Pace | None = None,
         source: Source | None = None,
         hub: Hub | None = None,
+        door: Door | None = None,
     ) -> None:
         self.rings = Rings(secrets.randbits(40))
         self.hub = hub or Hub(self.rings.epoch, pace=pace)
@@ -78,6 +80,7 @@ class Serving:
             Authenticator([PUBLIC]),
             limits=limits,
             is_ready=lambda: self.ready,
+            door=door,
         )
         self.guard = ConnectionGuard(http or HttpLimits())
         self.port = 0

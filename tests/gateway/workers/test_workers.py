@@ -13,7 +13,8 @@ import pytest
 
 from gateway.fanout.hub import Hub
 from gateway.fanout.source import LocalSource
-from gateway.stream.admission import StreamLimits
+from gateway.stream.admission import Admission, StreamLimits
+from gateway.stream.places import Caps, Places
 from gateway.tasks import end
 from gateway.workers import core as core_module
 from gateway.workers.core import Core
@@ -21,6 +22,7 @@ from gateway.workers.link import CoreLink, QuestionFailed
 from gateway.workers.supervisor import Supervisor
 from gateway.workers.worker import WorkerOptions
 from node.errors import NotReady
+from node.guard import HttpLimits
 from tests.gateway.feeding import until
 from tests.gateway.stream.serving import PUBLIC, Client, Serving, free_socket
 
@@ -28,11 +30,21 @@ from tests.gateway.stream.serving import PUBLIC, Client, Serving, free_socket
 class Cored(Serving):
     """The core of a gateway, with a socket for its workers. Nothing listens in this process."""
 
-    def __init__(self, folder: Path, *, run: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, run: str = "", limits: StreamLimits | None = None, http: HttpLimits | None = None
+    ) -> None:
         super().__init__()
+        limits = limits or StreamLimits()
         source = self.server.source
         assert isinstance(source, LocalSource)
-        self.core = Core(folder / "core.sock", self.hub, source, run=run)
+        self.core = Core(
+            folder / "core.sock",
+            self.hub,
+            source,
+            run=run,
+            places=Places(Caps(limits, http)),
+            admission=Admission(limits),
+        )
 
     @asynccontextmanager
     async def fanning(self) -> AsyncIterator["Cored"]:
@@ -47,7 +59,13 @@ class Cored(Serving):
 
 @asynccontextmanager
 async def working(
-    folder: Path, count: int, *, run: str = "", drain_ms: int = 200
+    folder: Path,
+    count: int,
+    *,
+    run: str = "",
+    drain_ms: int = 200,
+    limits: StreamLimits | None = None,
+    http: HttpLimits | None = None,
 ) -> AsyncIterator[tuple[Supervisor, int]]:
     """Worker processes on a port of their own."""
     with free_socket() as sock:
@@ -56,7 +74,8 @@ async def working(
     def command(number: int) -> list[str]:
         options = WorkerOptions(
             number=number, core=str(folder / "core.sock"), run=run, hosts=["127.0.0.1"], port=port,
-            public_keys=[PUBLIC.decode()], drain_ms=drain_ms, limits=StreamLimits(),
+            public_keys=[PUBLIC.decode()], drain_ms=drain_ms,
+            limits=limits or StreamLimits(), http=http or HttpLimits(), share=count,
         )  # fmt: skip
         return [sys.executable, "-m", "gateway.workers.worker", options.text()]
 
