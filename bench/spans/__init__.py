@@ -1,0 +1,1 @@
+"""Where the time of one order and of one quote goes, stage by stage."""

@@ -1,0 +1,1 @@
+"""Tests of where the time of an order and of a quote goes."""
