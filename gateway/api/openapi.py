@@ -1,4 +1,4 @@
-"""/openapi.json: what this gateway answers, from one table; what it relays is in the node's own document."""
+"""/openapi.json: what this address answers: a table of the gateway's own, and of the node's what is relayed."""
 
 from functools import cache
 from typing import Any
@@ -9,7 +9,9 @@ from msgspec import Struct
 
 from gateway.api.keys import SealAnew
 from gateway.api.prefs import AlertBody, Letters
+from gateway.api.relayed import NOT_RELAYED
 from gateway.prefs.fields import Preferences
+from node import openapi as of_node
 
 _TEXT: dict[str, Any] = {"type": "string", "maxLength": 80}
 _WHOLE: dict[str, Any] = {"type": "integer", "minimum": 1}
@@ -86,10 +88,26 @@ TABLE = (
     Line("get", "/metrics", "For Prometheus", {}, (), None, "text/plain"),
 )  # fmt: skip
 
+ABOUT = """Prices, portfolios, preferences and alerts from this site, through any partition, each answer with its age.
+What needs the cluster is answered by a node behind this address, unchanged: orders, accounts, history, events. A
+program needs no other address. Orders are streamed on the WebSocket /v1/orders/stream, prices on /v1/stream."""
+
+LOST_NODE = """Through a gateway this stream outlives its node. Frames that a lost node has not answered are answered
+`outcome_unknown`, each command with its key: ask, or send it again. New frames go to another node, private events go
+on where they stopped. A stream that holds a cancel-on-disconnect session ends with its node (1012). Without any node:
+`no_node`, nothing was sent, and 1013. All other close codes are the node's."""
+
+_BEARER = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+_FROM = {"description": "The node that answered.", "schema": {"type": "string"}}
 _AGE = {
     "X-As-Of": {"description": "Up to when the answer is the newest.", "schema": _TIME},
     "X-Staleness-Ms": {"description": "How long ago that was; -1: nobody knows.", "schema": {"type": "integer"}},
 }
+
+
+def relayed() -> list[of_node.Operation]:
+    """The lines of the node's document that are answered here, by a node."""
+    return [one for one in of_node.TABLE if (one.method, one.path) not in NOT_RELAYED]
 
 
 @cache
@@ -99,19 +117,23 @@ def document() -> bytes:
     paths: dict[str, dict[str, Any]] = {}
     for line in TABLE:
         paths.setdefault(line.path, {})[line.method] = _operation(line)
+    node = msgspec.json.decode(of_node.document())
+    for one in relayed():
+        said = node["paths"][one.path][one.method]
+        said["responses"]["200"]["headers"] |= {"X-Relayed-From": _FROM, **_AGE}
+        paths.setdefault(one.path, {})[one.method] = said
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
             "info": {
                 "title": "Tiebreak gateway",
                 "version": "1",
-                "description": "What a node answers (orders, accounts, transfers, ledger, commands, assets,"
-                " instruments, references, book, trades) is relayed unchanged; see the node's own document.",
+                "description": ABOUT,
             },
             "paths": paths,
             "components": {
-                "schemas": schemas,
-                "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+                "schemas": node["components"]["schemas"] | schemas,
+                "securitySchemes": node["components"]["securitySchemes"] | {"bearer": _BEARER},
             },
         }
     )

@@ -7,7 +7,7 @@ from functools import partial
 import aiohttp
 from aiohttp import web
 
-from gateway.api import history, keys, market, openapi, portfolio, prefs, ranking, status
+from gateway.api import docs, history, keys, market, openapi, portfolio, prefs, ranking, status
 from gateway.api.context import CORE, COUNTS, METRICS, RELAY
 from gateway.api.errors import OnlyAtNodes
 from gateway.api.guard import STREAM_PATH, Handler, is_socket, middlewares
@@ -68,7 +68,7 @@ class Api:
             middlewares=middlewares(authenticator(core), self.rates, bounds), client_max_size=bounds.body_bytes_max + 1
         )
         app[CORE], app[METRICS], app[RELAY], app[COUNTS] = core, self.metrics, self.relay, counts
-        for module in (market, portfolio, history, ranking, prefs, keys, status, openapi):
+        for module in (market, portfolio, history, ranking, prefs, keys, status, openapi, docs):
             app.add_routes(module.ROUTES)
         self.streams = Streams(self.relay, authenticator(core), per_user_max=limits.streams_per_user_max)
         for path in SOCKETS:

@@ -120,40 +120,27 @@ def list_letters(
     tell(answer)
 
 
-@letters.command("redrive")
-def redrive_letters(
-    letter: Ids,
-    as_json: Json = False,
-    cluster: Cluster = DEFAULT_CLUSTER,
-    gateway: Gateway = "",
-    token: Token = "",
-) -> None:
-    """Send these again, with all attempts before them.
+def _moves(what: str, tells: str) -> None:
+    """Make the command `what`, which does that to the letters named."""
 
-    Example: tiebreak gateway dead-letters redrive 018f3c --gateway dc-a
-    """
-    _move("redrive", letter, Asker(cluster=cluster, gateway=gateway, token=token, as_json=as_json))
+    def move(
+        letter: Ids,
+        as_json: Json = False,
+        cluster: Cluster = DEFAULT_CLUSTER,
+        gateway: Gateway = "",
+        token: Token = "",
+    ) -> None:
+        asker = Asker(cluster=cluster, gateway=gateway, token=token, as_json=as_json)
+        path = f"/v1/notifications/dead-letters/{what}"
+        answer = asker.ask("POST", path, token=asker.token("operator"), body={"letter_ids": letter})
+        if as_json:
+            print_json(answer.body)
+        else:
+            typer.echo(", ".join(f"{name}: {value}" for name, value in answer.body.items()))
 
-
-@letters.command("forget")
-def forget_letters(
-    letter: Ids,
-    as_json: Json = False,
-    cluster: Cluster = DEFAULT_CLUSTER,
-    gateway: Gateway = "",
-    token: Token = "",
-) -> None:
-    """Throw these away.
-
-    Example: tiebreak gateway dead-letters forget 018f3c --gateway dc-a
-    """
-    _move("forget", letter, Asker(cluster=cluster, gateway=gateway, token=token, as_json=as_json))
+    move.__doc__ = f"{tells}\n\nExample: tiebreak gateway dead-letters {what} 018f3c --gateway dc-a"
+    letters.command(what)(move)
 
 
-def _move(what: str, letters: list[str], asker: Asker) -> None:
-    path = f"/v1/notifications/dead-letters/{what}"
-    answer = asker.ask("POST", path, token=asker.token("operator"), body={"letter_ids": letters})
-    if asker.as_json:
-        print_json(answer.body)
-    else:
-        typer.echo(", ".join(f"{name}: {value}" for name, value in answer.body.items()))
+_moves("redrive", "Send these again, with all attempts before them.")
+_moves("forget", "Throw these away.")

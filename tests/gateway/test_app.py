@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import ssl
 import sys
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from cluster.certificates import make_certificate
 from cluster.folder import ClusterFolder, create
+from gateway.api.relayed import NOT_RELAYED
 from gateway.config import InvalidGateway, read_gateway
 from gateway.prefs.seal import read_keyring
+from node import openapi
 from node.auth import Authenticator, public_keys
 from tests.gateway.api.sites import market, sites, url, write_file, write_keys
 from tests.node.fakes import free_ports
@@ -317,8 +321,38 @@ async def test_the_document_names_every_route(tmp_path: Path) -> None:
             if route.resource is not None and route.method not in ("*", "HEAD")
         }
         named = {(method, path) for path, methods in document["paths"].items() for method in methods}
-        assert routes - named == {("get", "/openapi.json"), ("get", "/v1/stream")}
-        assert named <= routes
+        untold = {"/openapi.json", "/docs", "/v1/stream", "/v1/orders/stream"}
+        assert routes - named == {("get", path) for path in untold}
+        # The rest is behind patterns of paths; that a node answers each is for tests/gateway/api/test_one_address.py.
+        relayed = {(one.method, one.path) for one in openapi.TABLE} - NOT_RELAYED.keys()
+        assert relayed <= named and named - routes <= relayed
+        assert (
+            document["paths"]["/v1/orders"]["post"]["requestBody"] and "PlaceOrder" in document["components"]["schemas"]
+        )
+        references = set(re.findall(r"#/components/schemas/(\w+)", msgspec.json.encode(document).decode()))
+        assert references <= set(document["components"]["schemas"])
+
+
+async def test_the_page_for_people_fetches_nothing_and_names_every_path() -> None:
+    async with sites(NOWHERE) as (site,):
+        answer = await site.ask("/docs", bearer="")
+        text = answer.raw.decode()
+        assert answer.status == 200 and answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert answer.headers["Content-Type"].startswith("text/html")
+        assert not re.findall(r"(?:src|href)=[\"'](?!openapi\.json|#)[^\"']*", text) and "//" not in text
+        ids = re.findall(r'id="(\w+)"', text)
+        assert set(re.findall(r'href="#(\w+)"', text)) <= set(ids) and len(ids) == len(set(ids))
+        for path in (await site.ask("/openapi.json", bearer="")).body["paths"]:
+            assert f"<code>{path}</code>" in text, path
+        for word in (
+            "outcome_unknown",
+            "no_node",
+            "only_at_nodes",
+            "cancel_on_disconnect",
+            "unsubscribe",
+            *NOT_RELAYED.values(),
+        ):
+            assert word in text, word
 
 
 @pytest.mark.parametrize("shape", ["1+1+1", "2+2+1"])
