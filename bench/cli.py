@@ -44,6 +44,7 @@ from bench.running import RunError
 from bench.scaling import disk_case, machine_cases, restart_case
 from bench.spans import order_case
 from bench.sweep import load_cases
+from bench.timeline import faults, opening, soak
 from cluster.folder import SHAPES
 from cluster.launcher import LaunchError
 
@@ -83,6 +84,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gateway-fanout": fanout_case.fanout,
     "gateway-sockets": fanout_case.many_sockets,
     "fanout-peers": fanout.fanout_peers,
+    "time-snapshot": faults.time_snapshot,
+    "time-leader-kill": faults.time_leader_kill,
+    "time-partition": faults.time_partition,
+    "market-open": opening.market_open,
+    "soak": soak.soak,
 }
 OPTIONS = {
     "engine": {"commands", "batch", "seed", "path"},
@@ -114,6 +120,11 @@ OPTIONS = {
     "gateway-fanout": {"seconds", "sockets", "workers"},
     "gateway-sockets": {"seconds", "sockets", "workers"},
     "fanout-peers": {"seconds", "sockets", "workers", "rounds"},
+    "time-snapshot": {"commands", "rate_per_s", "seed"},
+    "time-leader-kill": {"rate_per_s", "seed"},
+    "time-partition": {"cut_s", "rate_per_s", "seed"},
+    "market-open": {"seconds", "rate_per_s", "seed"},
+    "soak": {"seconds", "rate_per_s", "seed"},
 }
 """Which options each of them has; the others are refused rather than ignored."""
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from bench import plots, results
 from bench.compare import CLIENTS, OURS, PEERS, Cell, compare, point_words
+from bench.host import shortage
 from bench.report import Report, number
 from bench.running import RunError
 from cluster.launcher import LaunchError
@@ -163,5 +164,7 @@ def print_table(found: Compared) -> None:
         f"fdatasync p50 {host.fdatasync_p50_ms} ms, p99 {host.fdatasync_p99_ms} ms; "
         f"took {found.report.seconds:.0f} s[/]"
     )
+    if short := shortage(host):
+        out.print(f"[yellow]{short}[/]")
     for note in found.report.notes:
         out.print(f"[dim]note: {escape(note)}[/]")

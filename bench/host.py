@@ -13,6 +13,8 @@ from bench.stats import percentile
 
 SYNCS = 200
 SYNC_BYTES = 4_096
+CORES_MIN = 2
+"""Targets are for a machine with as many."""
 
 
 class Host(Struct, frozen=True):
@@ -41,6 +43,13 @@ def describe(folder: Path) -> Host:
         fdatasync_p50_ms=round(percentile(syncs, 50), 3),
         fdatasync_p99_ms=round(percentile(syncs, 99), 3),
     )
+
+
+def shortage(found: Host) -> str:
+    """What to say of a machine that has less than the targets are for; "" when it has enough."""
+    if found.cores >= CORES_MIN:
+        return ""
+    return f"{found.cores} core: members, peers and load take turns on it; targets are for {CORES_MIN} cores or more"
 
 
 def commit() -> str:

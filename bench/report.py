@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.host import Host
+from bench.host import Host, shortage
 from bench.stats import Spread, percentile
 
 NINES = (0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
@@ -129,6 +129,8 @@ def print_report(console: Console, report: Report) -> None:
         f"Python {host.python}; fdatasync p50 {host.fdatasync_p50_ms} ms, p99 {host.fdatasync_p99_ms} ms; "
         f"took {report.seconds:.1f} s[/]"
     )
+    if short := shortage(host):
+        console.print(f"[yellow]{short}[/]")
     for note in report.notes:
         console.print(f"[dim]note: {escape(note)}[/]")
 
