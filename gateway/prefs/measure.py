@@ -7,16 +7,18 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from msgspec import Struct
 
 from cluster.certificates import client_context, make_all, server_context, tls_files
+from gateway.cache.client import connect
+from gateway.cache.server import CacheServer
 from gateway.prefs.alert import Condition, Terms
 from gateway.prefs.link import Sites, certificate_name
 from gateway.prefs.seal import Keyring
-from gateway.prefs.service import Prefs
+from gateway.prefs.service import KNOWN_MAX, Prefs
 from gateway.prefs.store import Store
 
 HOST = "127.0.0.1"
@@ -37,6 +39,16 @@ class Written(Struct, frozen=True):
     writes_per_sync: float
     ms_p50: float
     ms_p99: float
+
+
+class ReadTimes(Struct, frozen=True):
+    """Microseconds of one read, at the median and the slowest of a hundred: of a user whose preferences are in memory,
+    of one whose document is read from the store and opened, and of the same bytes in a cache server."""
+
+    users: int
+    memory_us: tuple[float, float]
+    store_us: tuple[float, float]
+    cache_us: tuple[float, float]
 
 
 class Gap:
@@ -195,6 +207,55 @@ async def measure_writes(clients: int, seconds: float, folder: Path) -> Written:
         times.sort()
         at = [round(times[len(times) * share // 100] * 1_000, 2) for share in (50, 99)]
         return Written(clients, round(len(times) / seconds), round(len(times) / syncs, 1), at[0], at[1])
+
+
+async def measure_reads(users: int, folder: Path) -> ReadTimes:
+    """One reader, one read after the other. The cache server is ours, on a unix socket: nearer than any other."""
+    with tempfile.TemporaryDirectory(prefix="tiebreak-prefs-", dir=folder) as name:
+        store, server = (
+            Store(Path(name) / "store", cluster_id="measure", site="dc-a"),
+            CacheServer(Path(name) / "cache"),
+        )
+        prefs = Prefs(store, Keyring({1: b"m" * 32}))
+        names = [f"user-{number}" for number in range(users)]
+        for first in range(0, users, 1_000):
+            await asyncio.gather(
+                *(
+                    prefs.change(one, {"leaderboard_name": f"Bull of {one}", "email": f"{one}@example.com"})
+                    for one in names[first : first + 1_000]
+                )
+            )
+        await server.start()
+        cache = connect(server.url)
+        try:
+            for one in names:
+                await cache.ask("SET", one, store.raw(one) or b"")
+            from_store = _each(names, prefs.preferences)
+            in_memory = _each(names[-KNOWN_MAX:], prefs.preferences)
+            in_cache: list[float] = []
+            for one in names:
+                began = time.perf_counter()
+                await cache.ask("GET", one)
+                in_cache.append(time.perf_counter() - began)
+        finally:
+            await cache.aclose()
+            await server.stop()
+            await store.close()
+        return ReadTimes(users, _shares(in_memory), _shares(from_store), _shares(in_cache))
+
+
+def _each(names: list[str], read: Callable[[str], object]) -> list[float]:
+    took: list[float] = []
+    for one in names:
+        began = time.perf_counter()
+        read(one)
+        took.append(time.perf_counter() - began)
+    return took
+
+
+def _shares(took_s: list[float]) -> tuple[float, float]:
+    took_s.sort()
+    return round(took_s[len(took_s) // 2] * 1e6, 1), round(took_s[len(took_s) * 99 // 100] * 1e6, 1)
 
 
 def _free_port() -> int:

@@ -55,6 +55,8 @@ def test_a_step_waits_for_the_one_before_it(steps: list[tuple[float, float]], la
 def test_preferences_are_measured_at_one_site_and_between_two(tmp_path: Path) -> None:
     _, figures = run(tmp_path, "gateway-preferences", "--seconds", "0.5", "--accounts", "200")
     assert figures["1 clients: writes a second"] < figures["100 clients: writes a second"]
+    assert 0 < figures["a read from memory, p50"] < figures["a read from the site's store, opened, p50"]
+    assert figures["a read of the same bytes from a cache server, p50"] > 0
     assert figures["a site without its disk has 200 users again after"] > 0
 
 
