@@ -31,6 +31,7 @@ def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]
     except ImportError as error:
         raise PlotMissing("plots need matplotlib: pip install 'tiebreak[plots]'") from error
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # words stay words: they can be searched, and read aloud
     from matplotlib import pyplot  # noqa: PLC0415
 
     figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")

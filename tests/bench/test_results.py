@@ -3,13 +3,14 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench import cli, host, progress, results
+from bench import cli, host, plots, progress, results
 from bench.report import Curve, Figure, Mark, Report, distribution
 from bench.stats import spread
 
@@ -57,8 +58,42 @@ def test_all_kinds_are_drawn_again_from_the_file_alone(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == [str(tmp_path / "made-up.png"), str(tmp_path / "made-up.svg")]
     assert (tmp_path / "made-up.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (tmp_path / "made-up.svg").read_text()
+    drawn = (tmp_path / "made-up.svg").read_text()
+    for words in ("answers over time", "2+2+1", "the leader is killed", "99.99", "a follower", "the other", "commit "):
+        assert words in drawn, words
     assert results.read(tmp_path / "made-up.json") == found
+
+
+def bars(axis: Any) -> list[tuple[float, float]]:
+    """(foot, height) of each."""
+    return [(round(float(bar.get_y()), 6), round(float(bar.get_height()), 6)) for bar in axis.patches]
+
+
+def test_values_are_drawn_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+
+    def keep(figure: Any, _: Path) -> list[Path]:
+        shown.append(figure)
+        return []
+
+    monkeypatch.setattr(plots, "save", keep)
+    curves = [
+        msgspec.structs.replace(LINE, marks=[Mark(0.5, 1.5, "a fault")]),
+        distribution("how long", "done", [1.0, 2.0, 3.0]),
+        Curve("stages", "stacked", "sync", ["leader", "follower"], [1.0, 0.5], "", "ms"),
+        Curve("stages", "stacked", "apply", ["follower", "leader"], [0.2, 0.3], "", "ms"),
+        Curve("peers", "bars", "p99", ["one", "the other"], [1.0, 0.5], "", "ms"),
+        Curve("peers", "bars", "p50", ["one", "the other"], [0.4, 0.1], "", "ms"),
+    ]
+    plots.curves(curves, tmp_path / "made-up", title="made-up")
+    lines, percents, stages, peers = shown[0].axes
+    assert [list(line.get_ydata()) for line in lines.get_lines()] == [LINE.y]
+    (band,) = lines.patches
+    assert (band.get_x(), band.get_width()) == (0.5, 1.0)
+    assert [round(x, 6) for x in percents.get_lines()[0].get_xdata()][-1] == 2.0  # 99 %: two nines
+    assert bars(stages) == [(0, 1.0), (0, 0.5), (1.0, 0.3), (0.5, 0.2)]
+    assert bars(peers) == [(0, 1.0), (0, 0.5), (0, 0.4), (0, 0.1)]
+    assert len({bar.get_x() for bar in peers.patches}) == 4
 
 
 def test_without_curves_nothing_is_drawn(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The open loop: its schedule is fixed beforehand, all doors lead in, and a stall costs each request that was due."""
 
 import asyncio
+import gc
 import signal
 import time
 from array import array
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from bench.running import LIMITS, RunError, Running, run_loop, running
 from bench.sweep.arrivals import Step, arrivals, lasting
 from bench.sweep.doors import DOORS, DoorWord
-from bench.sweep.openloop import Spec
+from bench.sweep.openloop import OpenLoop, Result, Spec
 from bench.sweep.playing import Played, open_market, play, tokens_of
 from bench.sweep.samples import DONE, REFUSED, UNKNOWN, Samples
 from bench.sweep.trades import DEEP_MAX, Flow, Trades
@@ -208,6 +209,24 @@ def test_a_stall_costs_each_request_that_was_due(cluster: tuple[Running, Flow]) 
     slow = [latency for latency in waited if latency >= stall_s / 2 * 1e3]
     assert len(slow) >= 0.9 * 300 * stall_s / 2
     assert found.latency.p99_ms >= 0.8 * stall_s * 1e3
+
+
+def test_what_is_sent_late_counts_from_when_it_was_due(cluster: tuple[Running, Flow]) -> None:
+    """The generator itself sleeps for a quarter of a second: that is lateness, and part of each latency."""
+    up, flow = cluster
+    late_s = 0.25
+
+    async def played() -> Result:
+        loop = OpenLoop(spec_of(up, flow, urls=[up.url(await leader(up))], rate=300))
+        asyncio.get_running_loop().call_later(1.0, time.sleep, late_s)
+        return await loop.run()
+
+    try:
+        found = run_loop(played())
+    finally:
+        gc.unfreeze()
+    assert found.late.max_ms >= 0.8 * late_s * 1e3
+    assert found.latency.max_ms >= found.late.max_ms
 
 
 def test_who_asks_again_is_answered_by_the_next_leader(cluster: tuple[Running, Flow]) -> None:
