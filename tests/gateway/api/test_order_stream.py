@@ -16,7 +16,9 @@ from cluster.client import Done, Unknown
 from cluster.consensus.engine import Role
 from cluster.wire import PlaceOrder
 from gateway.api.sockets import passage, streams
+from node.auth import Authenticator, issue_token
 from tests.gateway.api.sites import Site, market, sites, until, url
+from tests.node.fakes import PRIVATE_PEM
 from tests.node.solo import Client, SharedLog, Solo, bearer, command, list_market, order, token
 
 PATH = "/v1/orders/stream"
@@ -124,13 +126,14 @@ async def test_a_node_lost_with_frames_under_way_is_told_as_unknown_and_replaced
         seen = (await anna.hear("order_updates"))["position"]
         one.log.hold = True
         lost = order("buy", 2, "91.00")
+        lost["client_order_id"] = lost.pop("key")
         await anna.say({"action": "submit", "id": 8, "commands": [lost, {"do": "cancel", "client_order_id": 5}]})
         await anna.say({"action": "submit", "id": 9, "commands": [command("cancel", order_id=first["id"])]})
         await until(lambda: bool(one.log.held))
         await fall(one, other)
         told = {answer["id"]: answer for answer in [await anna.hear("results"), await anna.hear("results")]}
         assert [(said.get("key", ""), said["error"], said["code"]) for said in told[8]["results"]] == [
-            (lost["key"], "outcome_unknown", 50301022),
+            (lost["client_order_id"], "outcome_unknown", 50301022),
             ("", "outcome_unknown", 50301022),
         ]
         assert "ask" in told[9]["results"][0]["message"]
@@ -291,6 +294,39 @@ async def test_who_reads_nothing_slows_itself_and_is_cut(tmp_path: Path, monkeyp
         assert (await site.ask("/v1/accounts/anna")).status == 200
 
 
+async def test_no_more_are_under_way_than_a_node_would_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passage, "COMMANDS_UNDER_WAY_MAX", 1)
+    async with market(tmp_path) as (solo, (site,)):
+        anna = await stream(site)
+        await anna.hear("authorization")
+        solo.log.hold = True
+        for number in (1, 2, 3):
+            await anna.say({"action": "submit", "id": number, "commands": [order("buy", 1, "90.00")]})
+        (taken,) = site.app.api.streams.open
+        await until(lambda: taken.under_way == 2)
+        await asyncio.sleep(0.1)
+        assert taken.under_way == 2  # the third waits at the client's socket
+        solo.log.release()
+        assert sorted([(await anna.hear("results"))["id"] for _ in range(3)]) == [1, 2, 3]
+        await anna.close()
+
+
+async def test_a_token_that_no_node_takes_any_more_ends_the_stream(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (one, other, site):
+        short = issue_token(PRIVATE_PEM, subject="anna", role="trader", accounts=("anna",), lifetime_s=2)
+        late, anna = [await stream(site, headers={"Authorization": f"Bearer {short}"}) for _ in range(2)]
+        await anna.say({"action": "authenticate", "token": token("trader", "anna", subject="anna")})
+        await anna.submit(order("buy", 1, "90.00"))
+        assert await ends(late) == (4401, "unauthenticated")  # the node's own goodbye, where the token ran out
+        await fall(one, other)
+        await until(lambda: site.app.api.streams.counters["lost"] == 1)
+        (answer,) = await anna.submit(order("buy", 1, "91.00"))  # the newer token is good at the next node
+        assert answer["status"] == "new"
+        other.node.authenticator = Authenticator([])
+        cut(other)
+        assert (await ends(anna))[0] == 4401
+
+
 async def test_a_gateway_that_leaves_answers_what_is_under_way_and_says_goodbye(tmp_path: Path) -> None:
     async with market(tmp_path) as (solo, (site,)):
         anna, idle = await stream(site), await stream(site)
@@ -372,6 +408,7 @@ async def test_workers_hand_streams_to_the_core_and_drain_with_it(tmp_path: Path
         for version, status, word in (("13", 429, "overloaded"), ("12", 400, "malformed")):
             refused = await site.ask(PATH, **UPGRADE | {"Sec_WebSocket_Version": version})
             assert (refused.status, refused.body["error"]) == (status, word)
+            assert refused.headers["Connection"] == "close"
         with_body = await site.ask(PATH, body={}, **UPGRADE)
         assert (with_body.status, with_body.body["error"]) == (400, "malformed")
         await stranger.ws.send_str("{")
