@@ -49,6 +49,17 @@ async def test_a_user_who_asks_too_often_is_told_when_to_come_back() -> None:
         assert site.app.api.rates.counters["cache"] and not site.app.api.rates.counters["memory"]
 
 
+async def test_a_user_has_one_rate_at_all_gateways_of_one_cache(tmp_path: Path) -> None:
+    async with CacheServing(tmp_path) as server:
+        limits, more = "requests_per_s = 2\nrequests_burst = 20", f'[cache]\nredis_url = "{server.url}"'
+        async with sites(NOWHERE, count=2, limits=limits, more=more) as both:
+            for site in both:
+                site.quote("AAPL", "1", "2")
+            answers = [await both[turn % 2].ask("/v1/market/quotes?symbols=AAPL") for turn in range(30)]
+            assert 20 <= sum(one.status == 200 for one in answers) <= 24
+            assert not any(site.app.api.rates.counters["memory"] for site in both)
+
+
 async def test_the_window_slides_and_is_the_same_in_the_cache_and_in_memory(tmp_path: Path) -> None:
     async with CacheServing(tmp_path) as server:
         client = connect(server.url)
