@@ -167,9 +167,11 @@ MUTANTS = [
         "a refused append moves the commit index (F1)",
         "raft",
         'self._library_hears(member, head | {"commit_index": min(message.commit_index, self.commit_index)})\n'
-        "            self._reply(retry_index",
+        "            if answered:\n"
+        "                self._reply(retry_index",
         'self._library_hears(member, head | {"commit_index": message.commit_index})\n'
-        "            self._reply(retry_index",
+        "            if answered:\n"
+        "                self._reply(retry_index",
     ),
     Mutant(
         "the commit index goes beyond what was verified (F1)",

@@ -174,8 +174,9 @@ class StockCore(SyncObj):  # type: ignore[misc]
         """The library has no linearizable read; whoever believes that it leads answers."""
         answer(self.applied_index if self.is_leader else None)
 
-    def received(self, member: str, message: StockMessage) -> None:
+    def received(self, member: str, message: StockMessage) -> bool:
         self.link._onMessageReceived(self.link.node(member), pickle.loads(message.frame))
+        return True
 
     def peer_connected(self, member: str) -> None:
         self.link._onNodeConnected(self.link.node(member))
@@ -186,8 +187,8 @@ class StockCore(SyncObj):  # type: ignore[misc]
     def tick(self) -> None:
         self.doTick(0)
 
-    def synced(self) -> None:
-        pass
+    def synced(self) -> bool:
+        return True
 
     def transfer_to(self, member: str) -> None:
         self.transferLeadership(self.link.node(member))

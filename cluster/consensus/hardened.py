@@ -536,8 +536,11 @@ class HardenedEngine:
                 self._was_removed(member, message)
             case _:
                 # The decoder lets only messages through; what is left is raft's, which counts what it refuses.
-                self._guarded(self._raft.received, member, message)
-                self.wake()
+                self._guarded(self._take, member, message)
+
+    def _take(self, member: str, message: Raft) -> None:
+        if self._raft.received(member, message):
+            self.wake()
 
     def _on_snapshot(self, member: str, message: SnapshotOffer | SnapshotAsk | SnapshotChunk | SnapshotEnd) -> None:
         out, into = self._snapshot_out, self._snapshot_in
@@ -678,7 +681,10 @@ class HardenedEngine:
 
     def _synced(self) -> None:
         if self._running and not self._dead:
-            self._guarded(self._raft.synced)
+            self._guarded(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._raft.synced():
             self.wake()
 
     def _timer(self) -> None:

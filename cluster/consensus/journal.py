@@ -337,6 +337,11 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         return self._commit_index
 
     @property
+    def waits(self) -> bool:
+        """Something is to be handed to the disk with the next flush."""
+        return bool(self._pending)
+
+    @property
     def sync_age(self) -> float:
         """Seconds since the group under way was handed to the disk; 0 when there is none."""
         return monotonic() - self._busy_since if self._busy else 0.0

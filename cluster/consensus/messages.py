@@ -22,10 +22,15 @@ class Hello(Wire, frozen=True, tag=0):
     incarnation: int
 
 
+UNANSWERED = 0
+"""In place of a sequence; those begin at 1."""
+
+
 class Append(Wire, frozen=True, tag=1):
     """A leader's entries or heartbeat.
 
     sequence: stamps each message of this leader; echoed in the reply, so that a reply proves what it answers.
+        UNANSWERED: it only tells of commits, and asks for no reply.
     entries: (term, command) of the indexes previous_index + 1, ...
     trim_index: the log may be trimmed up to here.
     """

@@ -26,6 +26,7 @@ from cluster.consensus.library import (
     monotonic,
 )
 from cluster.consensus.messages import (
+    UNANSWERED,
     Admit,
     Append,
     AppendReply,
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 BATCH_BYTES = 1 << 20
 APPLY_SECONDS = 0.02
 HELD_MAX = 10_000
+TRIM_SECONDS = 0.01
 NEVER = float("-inf")
 START_EMPTY = "they don't belong together; keep this folder aside, and with an empty one the member is brought up anew"
 
@@ -186,6 +188,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._acked_index = 0
         self._replied_at = NEVER
         self._trim_index = 0
+        self._trim_again = NEVER
+        self._commit_to_tell = 0  # what a tick before this one committed
         self._pre_vote_term = 0
         self._pre_votes: set[str] = set()
         self._pre_vote_again = NEVER
@@ -384,18 +388,21 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if member in self._progress:
             self._progress[member].link_lost()
 
-    def received(self, member: str, message: Raft) -> None:
-        """Take in one message. Refused and counted: from a stranger, or of a kind that is not raft's."""
+    def received(self, member: str, message: Raft) -> bool:
+        """Take in one message. Refused and counted: from a stranger, or of a kind that is not raft's.
+
+        False: nothing came of it that could not wait for the next tick of the timer.
+        """
         if member not in self._nodes:
             self.counters["refused_stranger"] += 1
-            return
+            return False
         match message:
             case Append():
                 self._on_append(member, message)
             case Rebase():
                 self._on_rebase(member, message)
             case AppendReply():
-                self._on_append_reply(member, message)
+                return self._on_append_reply(member, message)
             case DiskIs():
                 self._on_disk(member, message)
             case Admit():
@@ -415,6 +422,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                     self._library_hears(member, {"type": "timeout_now", "term": term})
             case _:
                 self.counters["refused_kind"] += 1
+                return False
+        return True
 
     def tick(self) -> None:
         """One step: timers, commit, apply, replicate, answer reads, hand changes to the disk."""
@@ -438,7 +447,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             else:
                 self._replicate(speak=False)
             self._confirm_reads()
-            self._trim()
+            self._tell_commits_soon()
+            if self._ticked_at >= self._trim_again:
+                self._trim_again = self._ticked_at + TRIM_SECONDS
+                self._trim()
             if self.caretaker:
                 self._hand_over_when_ready()
         elif was_leader or len(self.reads):
@@ -470,14 +482,28 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _disk_stalls(self) -> bool:
         return self.journal.sync_age * 1000 > self.settings.timing.disk_stall_ms
 
-    def synced(self) -> None:
-        """The journal became durable up to a newer point: what waited for that may leave now."""
+    def synced(self) -> bool:
+        """The journal became durable up to a newer point: what waited for that may leave now.
+
+        False: nothing came of it that could not wait for the next tick of the timer.
+        """
+        held: list[tuple[str, Raft]] = []
         if not self.journal.vote_pending:
             held, self._held = self._held, []
             for member, message in held:
                 self.owner.say(member, message)
         if not self.is_leader and min(self._verified_index, self.journal.durable_index) > self._acked_index:
             self._reply()
+        return bool(held) or self.journal.waits or self._may_go_on
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Something may be committed or applied. A leader commits nothing that it has not synced itself."""
+        durable_index = self.journal.durable_index
+        if self.is_leader and durable_index > self.commit_index:
+            furthest = max((progress.matched_index for progress in self._progress.values()), default=durable_index)
+            return self.quorum == 1 or furthest > self.commit_index
+        return min(self.commit_index, durable_index) > self.applied_index
 
     def transfer_to(self, member: str) -> None:
         """Ask `member` to campaign at once. The library refuses unless it has every entry of ours."""
@@ -552,7 +578,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _replicate(self, *, speak: bool) -> None:
         """Send each connected follower what it lacks. speak: at least one message to each, come what may."""
-        commit_index = self.commit_index
         # A copy: a link that is given up while we send to it leaves the set.
         for name, progress in list(self._progress.items()):
             if self._nodes[name] not in self._SyncObj__connectedNodes:
@@ -568,9 +593,20 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                 silent = False
                 if not self._append_to(name, progress, empty=False):
                     break
-            # Followers answer their own clients from what they applied: tell them of commits at once.
-            if silent and (speak or commit_index > progress.commit_sent):
-                self._append_to(name, progress, empty=True)
+            if silent and (speak or self._to_be_told(name, progress)):
+                self._append_to(name, progress, empty=True, quiet=not speak)
+
+    def _to_be_told(self, member: str, progress: Progress) -> bool:
+        """Replicas answer their own clients from what they applied; a witness learns of it when it is spoken to."""
+        return self._commit_to_tell > progress.commit_sent and self.others[member] is MemberRole.replica
+
+    def _tell_commits_soon(self) -> None:
+        """With the next entries, when what was just applied lets some be proposed; else by the next tick, at once."""
+        if self._commit_to_tell == self.commit_index:
+            return
+        self._commit_to_tell = self.commit_index
+        if any(self._to_be_told(name, progress) for name, progress in self._progress.items()):
+            self.owner.wake()
 
     def _last_for(self, member: str) -> int:
         """The last entry to send. Who is being demoted gets that entry when it is committed.
@@ -581,7 +617,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             return self._configured_index - 1
         return self.journal.last_index
 
-    def _append_to(self, member: str, progress: Progress, *, empty: bool) -> bool:
+    def _append_to(self, member: str, progress: Progress, *, empty: bool, quiet: bool = False) -> bool:
+        """quiet: it only tells of commits, and nothing hangs on its coming through: no answer is wanted."""
         journal = self.journal
         if progress.next_index <= journal.first_index:
             if self.others[member] is MemberRole.witness:
@@ -599,10 +636,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         entries = [] if empty else journal.batch(progress.next_index, bytes_max=self.settings.batch_bytes)
         if (last_index := self._last_for(member)) < journal.last_index:
             entries = [entry for entry in entries if entry[1] <= last_index]
-        self._sequence += 1
+        if not quiet:
+            self._sequence += 1
         message = Append(
             self.term,
-            self._sequence,
+            UNANSWERED if quiet else self._sequence,
             previous,
             journal.term_at(previous),
             self.commit_index,
@@ -626,27 +664,28 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         progress.sent(base, 0, self.commit_index)
         return True
 
-    def _on_append_reply(self, member: str, reply: AppendReply) -> None:
+    def _on_append_reply(self, member: str, reply: AppendReply) -> bool:
+        """False: nothing is to be done at once, as for the answer of a minority's last member."""
         if reply.term > self.term:
             self._adopt(reply.term)
-            return
+            return True
         if not self.is_leader or reply.term != self.term:
             self.counters["stale_reply"] += 1
-            return
+            return False
         if member not in self._progress:
             self.counters["reply_of_no_member"] += 1
-            return
+            return False
         if reply.matched_index > self.journal.last_index or reply.sequence > self._sequence:
             self.counters["impossible_reply"] += 1
             log.critical(
                 "%s claims entry %d; this log ends at %d", member, reply.matched_index, self.journal.last_index
             )
-            return
+            return False
         disk = self._disks.get(member)
         if reply.joined and disk is not None and not disk.joined:
             # Of the disk that it lost, late: whoever joins says so before it says anything else.
             self.counters["reply_of_lost_disk"] += 1
-            return
+            return False
         node, progress = self._nodes[member], self._progress[member]
         progress.heard_at = monotonic()
         progress.joined, progress.full = reply.joined, reply.full
@@ -673,6 +712,14 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             else:
                 self._admit(member, progress)
         self._SyncObj__raftNextIndex[node] = progress.next_index
+        return (
+            bool(reply.retry_index)
+            or not reply.joined
+            or self._may_go_on
+            or progress.next_index <= self._last_for(member)
+            or len(self.reads) > 0
+            or self.caretaker
+        )
 
     def _confirm_reads(self) -> None:
         if len(self.reads):
@@ -786,6 +833,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if not self._follow(member, message):
             return
         head = {"type": "append_entries", "term": message.term}
+        answered = message.sequence != UNANSWERED
         journal = self.journal
         previous, previous_term, entries = message.previous_index, message.previous_term, message.entries
         verified = previous + len(entries)
@@ -794,14 +842,16 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             if verified < journal.first_index:
                 self._verified_index = max(self._verified_index, journal.first_index)
                 self._library_hears(member, head | {"commit_index": min(message.commit_index, self.commit_index)})
-                self._reply()
+                if answered:
+                    self._reply()
                 return
             entries = entries[journal.first_index - previous :]
             previous, previous_term = journal.first_index, journal.term_at(journal.first_index)
         if previous > journal.last_index or journal.term_at(previous) != previous_term:
             # Unverified log: it may not move the commit index (audit F1).
             self._library_hears(member, head | {"commit_index": min(message.commit_index, self.commit_index)})
-            self._reply(retry_index=self._retry_index(previous), sequence=message.sequence)
+            if answered:
+                self._reply(retry_index=self._retry_index(previous), sequence=message.sequence)
             return
         same = 0
         while (
@@ -821,7 +871,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._library_hears(member, head)
         self._trim_as_told(message.trim_index)
         # With new entries the answer comes after the sync; but a slow disk must not look like a dead member.
-        if same == len(entries) or self._leader_seen - self._replied_at > self.settings.timing.heartbeat_ms / 1000:
+        late = self._leader_seen - self._replied_at > self.settings.timing.heartbeat_ms / 1000
+        if late or (answered and same == len(entries)):
             self._reply()
 
     def _retry_index(self, previous: int) -> int:

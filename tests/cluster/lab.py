@@ -206,6 +206,7 @@ class LabMember:
         self.auto_sync = True
         self.delivered: list[tuple[int, bytes]] = []
         self.fail_at: bytes | None = None
+        self.wakes = 0
         self.raft: RaftCore
         self.journal: Journal
         self.committer: ManualCommitter
@@ -272,7 +273,7 @@ class LabMember:
         self.delivered.append((index, payload))
 
     def wake(self) -> None:
-        pass
+        self.wakes += 1
 
     @property
     def payloads(self) -> list[bytes]:

@@ -6,7 +6,7 @@ import pytest
 from pysyncobj import FAIL_REASON
 from pysyncobj.node import Node
 
-from cluster.consensus.messages import Append, AppendReply, RequestVote, Vote
+from cluster.consensus.messages import UNANSWERED, Append, AppendReply, RequestVote, Vote
 from cluster.consensus.progress import Progress
 from cluster.consensus.raft import ApplyFailed, BrokenInvariant, RaftSettings
 from tests.cluster.lab import TIMING, Clock, Lab, StockLab
@@ -209,16 +209,60 @@ def test_a_follower_applies_only_what_it_has_synced(clock: Clock) -> None:
     assert b.payloads == [b"one"]
 
 
-def test_followers_are_told_of_a_commit_at_once(clock: Clock) -> None:
-    lab = Lab(clock, "abc")
-    a = lab.elect("a")
+def test_replicas_are_told_of_a_commit_at_once_and_answer_nothing(clock: Clock) -> None:
+    lab = Lab(clock, "abw", witnesses="w")
+    a, b = lab.elect("a"), lab["b"]
     lab.run(0.1)
     a.raft._SyncObj__newAppendEntriesTime = clock.now + 10  # no heartbeat helps
     lab.propose("a", b"x")
     lab.step()
     lab.step()
+    wakes = a.wakes
     a.raft.tick()
-    assert lab.net.queued("a", "b")[-1].commit_index == a.journal.last_index
+    assert (a.raft.commit_index, a.wakes) == (a.journal.last_index, wakes + 1)
+    a.raft.tick()
+    told = lab.net.queued("a", "b")[-1]
+    assert (told.commit_index, told.sequence) == (a.journal.last_index, UNANSWERED)
+    assert lab.net.queued("a", "w") == []
+    lab.net.run()
+    b.raft.tick()
+    assert b.payloads[-1:] == [b"x"]
+    assert lab.net.queued("b", "a") == []
+    a.raft.tick()
+    assert lab.net.queued("a", "b") == []  # once is enough
+
+
+def test_with_more_to_send_nothing_is_sent_to_tell_of_a_commit(clock: Clock) -> None:
+    lab = Lab(clock, "abc")
+    a = lab.elect("a")
+    lab.run(0.1)
+    lab.propose("a", b"x")
+    lab.step()
+    lab.step()
+    a.raft.tick()
+    lab.propose("a", b"y")
+    a.raft.tick()
+    sent = lab.net.queued("a", "b")
+    assert [(len(message.entries), message.commit_index) for message in sent] == [(1, a.journal.last_index - 1)]
+
+
+def test_an_answer_that_moves_nothing_asks_for_no_tick(clock: Clock) -> None:
+    lab = Lab(clock, "abc")
+    a = lab.elect("a")
+    lab.run(0.1)
+    a.auto_sync = False
+    lab.propose("a", b"x")
+    lab.step()
+    index, term, sequence = a.journal.last_index, a.raft.term, a.raft._sequence
+    answer = AppendReply(term, sequence, index, 0, 0, True, False)
+    assert not a.raft.received("b", answer)  # a has not synced it, so nothing is committed
+    a.committer.sync()
+    assert a.raft.received("b", answer)
+    a.raft.tick()
+    assert a.raft.commit_index == index
+    assert not a.raft.received("c", answer)
+    a.raft.read(lambda _: None)
+    assert a.raft.received("c", answer)
 
 
 def test_no_vote_leaves_before_it_is_on_disk(clock: Clock) -> None:

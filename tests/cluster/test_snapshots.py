@@ -473,7 +473,7 @@ def test_a_copy_does_not_hold_the_log_for_ever(tmp_path: Path, monkeypatch: pyte
         road = Road(tmp_path)
         road.change = lambda message: [] if isinstance(message, SnapshotAsk) else [message]
         await road.until(lambda: road.home.taken == 2)
-        assert road.held == [100, None, 100]
+        assert road.held[:3] == [100, None, 100]
         road.change = lambda message: [message]
         await road.arrived()
         await road.stop()
