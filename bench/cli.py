@@ -42,7 +42,7 @@ from bench.peers import fanout
 from bench.report import Report, as_json, print_report
 from bench.running import RunError
 from bench.scaling import disk_case, machine_cases, restart_case
-from bench.spans import order_case
+from bench.spans import order_case, quote_case
 from bench.sweep import load_cases
 from bench.timeline import faults, opening, soak
 from cluster.folder import SHAPES
@@ -64,6 +64,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "load-latency": load_cases.latency,
     "load-wan": load_cases.wan,
     "spans-order": order_case.order,
+    "spans-quote": quote_case.quote,
     "kill": cluster_cases.kill,
     "pause": pause_case.pause,
     "transfer": transfer_case.transfer,
@@ -100,6 +101,7 @@ OPTIONS = {
     "load-latency": {"seconds", "offered", "shapes", "connections", "frame"},
     "load-wan": {"seconds", "round_trip_ms", "fills", "makers", "connections", "frame", "pipeline"},
     "spans-order": {"seconds", "round_trip_ms"},
+    "spans-quote": {"seconds", "workers"},
     "kill": {"kills", "rate_per_s", "seed", "path"},
     "pause": {"pause_s", "rounds", "rate_per_s"},
     "transfer": {"transfers", "by", "rate_per_s", "seed", "path"},

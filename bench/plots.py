@@ -93,7 +93,10 @@ def _picture(axis: Any, mine: list[Curve]) -> None:
     elif all(value >= 0 for curve in mine for value in curve.y):
         axis.set_ylim(bottom=0)
     _marks(axis, mine)
-    if len(mine) > 1 or mine[0].series:
+    if first.kind == "stacked":
+        # Beside the bars, which leave no room, and in their order from the top.
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
+    elif len(mine) > 1 or mine[0].series:
         axis.legend(frameon=False, fontsize=8)
 
 

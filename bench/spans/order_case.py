@@ -63,18 +63,18 @@ def order(folder: Path, *, seconds: float = 2, round_trip_ms: Sequence[float] = 
     figures: list[Figure] = []
     notes: list[str] = []
     percentiles: dict[str, Spread] = {}
-    pictures: dict[str, dict[str, Sequence[Passed]]] = {}
+    curves: list[Curve] = []
     cpu: dict[str, dict[str, float]] = {}
     runs = len(LOADS) * (1 + len(round_trip_ms))
     with steps("loads", runs) as begin:
         bare = _bare(root / "bare", seconds, begin)
         for distance_ms in round_trip_ms:
-            title = "Sites beside each other" if not distance_ms else f"Sites {distance_ms:g} ms apart"
             found = _traced(root / f"{distance_ms:g}", seconds, distance_ms, begin)
-            pictures[title] = {name: one.orders for name, one in found.items()}
             for name, one in found.items():
                 what = name if not distance_ms else f"{name}, {distance_ms:g} ms"
                 figures += _figures(what, one, bare[name] if not distance_ms else None)
+                title = name if not distance_ms else f"{name}, sites {distance_ms:g} ms apart"
+                curves += staged.stacks(title, one.orders, GROUPS, "mean of orders")
                 percentiles |= staged.spreads(what, one.orders, STAGES)
                 percentiles[f"{what}: leader's own disk"] = spread(one.own_ms)
                 percentiles[f"{what}: majority of the others"] = spread(one.other_ms)
@@ -92,7 +92,7 @@ def order(folder: Path, *, seconds: float = 2, round_trip_ms: Sequence[float] = 
             "round_trip_ms": ", ".join(f"{one:g}" for one in round_trip_ms),
             "connection": "WebSocket to the leader, msgpack; the next frame when one is answered",
             "flow": "every second order fills the one before it",
-            "in": str(folder),
+            "files in": staged.place(folder),
         },
         host=host.describe(folder),
         seconds=time.monotonic() - began,
@@ -104,7 +104,7 @@ def order(folder: Path, *, seconds: float = 2, round_trip_ms: Sequence[float] = 
             "a frame of 50 is answered when its last order is, and its stages are those of that order's log entry",
             *notes,
         ],
-        curves=[*staged.stacks(pictures, GROUPS, "mean of orders"), *_cpu_curves(cpu)],
+        curves=[*curves, *_cpu_curves(cpu)],
         percentiles=percentiles,
     )
 
@@ -133,7 +133,7 @@ def _figures(what: str, one: Traced, bare: tuple[float, float] | None) -> list[F
 
 def _cpu_curves(cpu: dict[str, dict[str, float]]) -> list[Curve]:
     names = dict.fromkeys(chain.from_iterable(cpu.values()))
-    picture = "CPU of the leader for an order, sites beside each other"
+    picture = "CPU of the leader for an order"
     return [
         Curve(picture, "stacked", name, [*cpu], [round(one[name], 2) for one in cpu.values()], "", "us")
         for name in names

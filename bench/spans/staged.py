@@ -1,6 +1,7 @@
 """What came of many requests that passed the same stages: do they add up, what does each take, and how it is drawn."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 
 from msgspec import Struct
@@ -15,6 +16,7 @@ TAIL = (98.0, 99.5)
 """Percents of all by latency, between which the mean stands for p50 and for p99: means of stages add up."""
 
 COSTLIEST = 3
+MEMORY = Path("/dev") / "shm"
 
 Stage = tuple[str, int, int]
 """Its name, and when it began and ended; 0: not known."""
@@ -113,21 +115,26 @@ def spreads(what: str, found: Sequence[Passed], names: Sequence[str]) -> dict[st
     return {what: latency(found), **{name: one for name, one in stages.items() if one.max_ms}}
 
 
-def stacks(
-    pictures: Mapping[str, Mapping[str, Sequence[Passed]]], groups: Mapping[str, Sequence[str]], unit: str
-) -> list[Curve]:
-    """A stacked bar for each load of each picture, of a request in the middle and of a slow one.
+def place(folder: Path) -> str:
+    """What the files of a run are on: it says what `synced` means."""
+    return "memory" if MEMORY in folder.resolve().parents else "the disk that fdatasync was timed on"
+
+
+def stacks(title: str, found: Sequence[Passed], groups: Mapping[str, Sequence[str]], unit: str) -> list[Curve]:
+    """A picture with two bars: a request in the middle, and a slow one.
 
     groups: the stages that are drawn as one, in the order in which they are passed.
     """
-    curves: list[Curve] = []
-    for word, part in (("p50", MIDDLE), ("p99", TAIL)):
-        for title, loads in pictures.items():
-            for group, names in groups.items():
-                heights: list[float] = [
-                    round(sum(means_ms(between(found, part), names).values()), 4) for found in loads.values()
-                ]
-                curves.append(
-                    Curve(f"{title}, {word}", "stacked", group, [*loads], heights, "", f"ms, {unit} around {word}")
-                )
-    return curves
+    bars = {"p50": between(found, MIDDLE), "p99": between(found, TAIL)}
+    return [
+        Curve(
+            title,
+            "stacked",
+            group,
+            [*bars],
+            [round(sum(means_ms(part, names).values()), 4) for part in bars.values()],
+            f"{unit} around this percent",
+            "ms",
+        )
+        for group, names in groups.items()
+    ]

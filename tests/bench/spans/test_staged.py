@@ -49,12 +49,10 @@ def test_bars_are_of_requests_around_the_percent_and_as_high_as_these_took() -> 
     assert [one.latency // 1_000_000 for one in staged.between(found, staged.MIDDLE)] == list(range(46, 56))
     assert [one.latency // 1_000_000 for one in staged.between(found, staged.TAIL)] == [99, 100]
     assert len(staged.between(found[:1], staged.TAIL)) == 1
-    curves = staged.stacks({"here": {"one": found}}, {"first": ("a",), "then": ("b", "c")}, "mean")
-    assert [(curve.picture, curve.series, curve.y) for curve in curves] == [
-        ("here, p50", "first", [20.2]),
-        ("here, p50", "then", [30.3]),
-        ("here, p99", "first", [39.8]),
-        ("here, p99", "then", [59.7]),
+    curves = staged.stacks("here", found, {"first": ("a",), "then": ("b", "c")}, "mean")
+    assert [(curve.picture, curve.series, curve.x, curve.y) for curve in curves] == [
+        ("here", "first", ["p50", "p99"], [20.2, 39.8]),
+        ("here", "then", ["p50", "p99"], [30.3, 59.7]),
     ]
 
 
