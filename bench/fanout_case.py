@@ -34,7 +34,8 @@ from gateway.fanout.ring import Rings
 from gateway.fanout.source import LocalSource
 from gateway.feeds.ticks import E9
 from gateway.market.nbbo import Nbbo
-from gateway.stream.admission import StreamLimits
+from gateway.stream.admission import Admission, StreamLimits
+from gateway.stream.places import Caps, Places
 from gateway.tasks import end
 from gateway.workers.core import Core
 from gateway.workers.supervisor import Supervisor
@@ -57,6 +58,17 @@ class Usage(Struct):
 
     cpu_s: float
     rss_bytes: int
+
+
+MANY = 1_000_000
+LIMITS = StreamLimits(
+    admitted_per_s=float(MANY),
+    admitted_burst=MANY,
+    connections_per_user_max=MANY,
+    subscriptions_per_user_max=100 * MANY,
+)
+DOOR = HttpLimits(connections_max=MANY, connections_per_address_max=MANY)
+"""Places are counted, as in any gateway, and never run out."""
 
 
 def quote_of(chance: random.Random, symbol: str, now_us: int) -> Fragment:
@@ -115,11 +127,10 @@ class Serving:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "core.sock"
         source = LocalSource(self.hub, self.rings, {"nbbo": self.quoting.quote})
-        self.core = Core(self.path, self.hub, source)
+        self.core = Core(self.path, self.hub, source, places=Places(Caps(LIMITS, DOOR)), admission=Admission(LIMITS))
         self.supervisor = Supervisor(self._command, workers)
 
     def _command(self, number: int) -> list[str]:
-        most = 1_000_000
         options = WorkerOptions(
             number=number,
             core=str(self.path),
@@ -128,13 +139,9 @@ class Serving:
             port=self.port,
             public_keys=[self.public],
             drain_ms=100,
-            limits=StreamLimits(
-                admitted_per_s=float(most),
-                admitted_burst=most,
-                connections_per_user_max=most,
-                subscriptions_per_user_max=100 * most,
-            ),
-            http=HttpLimits(connections_max=most, connections_per_address_max=most),
+            limits=LIMITS,
+            http=DOOR,
+            share=self.supervisor.count,
         )
         return [sys.executable, "-m", "gateway.workers.worker", options.text()]
 

@@ -20,8 +20,8 @@ from gateway.fanout.hub import Hub, Reader, Round, Topic
 from gateway.fanout.ring import After, parse_after
 from gateway.fanout.source import LocalSource, Opened
 from gateway.fanout.topics import CHANNELS, Key, Kind
-from gateway.stream.admission import Admission, StreamLimits
-from gateway.stream.places import Caps, Places
+from gateway.stream.admission import Admission
+from gateway.stream.places import Places
 from gateway.workers.words import (
     ADMISSION,
     Answer,
@@ -247,19 +247,19 @@ class Core:
         hub: Hub,
         source: LocalSource,
         *,
+        places: Places,
+        admission: Admission,
         run: str = "",
         handlers: Mapping[str, Handler] | None = None,
         on_drop: Callable[[int], None] = lambda _pid: None,
-        places: Places | None = None,
-        admission: Admission | None = None,
     ) -> None:
         self.path = path
         self.hub = hub
         self.source = source
         self.run = run
         self.handlers: dict[str, Handler] = dict(handlers or {})
-        self.places = places or Places(Caps(StreamLimits()))
-        self.admission = admission or Admission(StreamLimits())
+        self.places = places
+        self.admission = admission
         self.workers: set[WorkerReader] = set()
         self.counters = {"connected": 0, "dropped": 0}
         self.tallies: dict[int, dict[str, float]] = {}

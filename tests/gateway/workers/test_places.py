@@ -15,9 +15,11 @@ from gateway.tasks import end
 from gateway.workers.door import CoreDoor
 from gateway.workers.link import CoreLink
 from node.guard import ConnectionGuard, HttpLimits
+from tests.gateway.api.sites import sites
 from tests.gateway.feeding import until
 from tests.gateway.stream.serving import Client, Serving
 from tests.gateway.workers.test_workers import Cored, connected, working
+from tests.node.solo import token
 
 FEW = StreamLimits(connections_per_user_max=6, subscriptions_per_user_max=7)
 NARROW = HttpLimits(connections_max=50, connections_per_address_max=6)
@@ -208,3 +210,18 @@ def test_places_are_never_given_out_twice_nor_given_back_twice() -> None:
     for holder in ("one", "two", "three"):
         places.left(holder)
     assert not places.totals.total() and not places._of and not any(places._taken.values())
+
+
+async def test_a_gateway_with_workers_keeps_the_caps_of_its_file() -> None:
+    caps = "streams_per_user_max = 3\nconnections_per_address_max = 40"
+    async with sites("http://127.0.0.1:9", workers=2, limits=caps) as (site,):
+        core = site.app._workers
+        assert core is not None
+        await until(lambda: len(core.workers) == 2, within_s=20)
+        clients = [await connected(site.config.listen.port, bearer=token("trader", "anna")) for _ in range(8)]
+        assert sum([await is_let_in(client) for client in clients]) == 3
+        assert (core.places.caps.most[CONNECTION], core.places.caps.connections_max) == (40, 100_000)
+        assert core.admission.limits.admitted_per_s == site.config.limits.admitted_per_s
+        for client in clients:
+            client.close()
+        await until(lambda: not core.places.totals[STREAM])
