@@ -109,8 +109,10 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         if error.status < 400:
             raise
         return refusal(request, *of_http(error))
-    except (asyncio.CancelledError, ConnectionError):
-        raise  # the client went away
+    except asyncio.CancelledError:
+        raise
+    except ConnectionError:
+        return web.Response(status=400)  # to nobody: the client went away, which is no error of ours to log
     except Exception:
         request_id = request[REQUEST_ID]
         log.exception("request failed", request_id=request_id, method=request.method, path=request.path)

@@ -7,7 +7,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from gateway.api.guard import is_socket
-from gateway.api.relay import ANSWER_S_MAX, HOP
+from gateway.api.relay import ANSWER_S_MAX, HOP, exact
 from gateway.api.sockets.tunnel import to_core
 from gateway.workers.worker import Worker, refusals
 from node.errors import NotReady, OutcomeUnknown
@@ -52,7 +52,7 @@ class Proxy:
         body = await request.read()
         try:
             answer = await self._session.request(
-                request.method, f"http://core{request.rel_url.raw_path_qs}", headers=headers, data=body or None,
+                request.method, exact(f"http://core{request.rel_url.raw_path_qs}"), headers=headers, data=body or None,
                 allow_redirects=False,
             )  # fmt: skip
         except aiohttp.ClientConnectorError as error:

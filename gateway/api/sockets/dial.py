@@ -9,7 +9,7 @@ from msgspec import Struct
 from multidict import CIMultiDict
 
 from gateway.api.errors import NoNode
-from gateway.api.relay import CONNECT_S, HOP, Relay, Said
+from gateway.api.relay import CONNECT_S, HOP, Relay, Said, exact
 
 HANDSHAKE_S = 2.0
 MESSAGE_BYTES_MAX = 16 << 20
@@ -58,8 +58,9 @@ class Dialer:
             try:
                 async with asyncio.timeout(HANDSHAKE_S):
                     socket = await self._session.ws_connect(
-                        node + path, headers=kept, protocols=protocols, max_msg_size=MESSAGE_BYTES_MAX, compress=0,
-                        decode_text=False, timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S), ssl=self._relay.tls(),
+                        exact(node + path), headers=kept, protocols=protocols, max_msg_size=MESSAGE_BYTES_MAX,
+                        compress=0, decode_text=False, timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
+                        ssl=self._relay.tls(),
                     )  # fmt: skip
             except Refused as refused:
                 if refused.said.status != 503:

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from gateway.api.relay import timeout_s_of
 from gateway.api.relayed import CHANGES, NOT_RELAYED, SOCKETS
 from node import openapi
-from tests.gateway.api.sites import market, sites, url
-from tests.node.solo import Solo, bearer, list_market
+from tests.gateway.api.sites import Site, market, sites, until, url
+from tests.gateway.api.test_order_stream import serves
+from tests.node.solo import Solo, bearer, list_market, token
 
 NAMES = {"order_id": "1", "account": "anna", "withdrawal_id": "1", "symbol": "AAPL-USD", "key": "k-1", "name": "dc-b"}
 ACCOUNTS = {"trader": ("anna",), "custodian": ("*",), "auditor": ("*",)}
@@ -95,3 +97,48 @@ async def test_the_feed_is_followed_through_a_gateway_and_ends_with_its_node(tmp
 def test_the_sockets_of_the_table_are_those_of_nodes() -> None:
     assert set(SOCKETS.values()) == {"/v1/stream", "/v1/feed"}
     assert "/v1/orders/stream" in openapi.NOT_LISTED
+
+
+async def sent(site: Site, head: str, body: bytes = b"") -> bytes:
+    """Exactly these bytes, and what comes back within half a second of silence."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.config.listen.port)
+    writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+    try:
+        return await asyncio.wait_for(reader.readuntil(b"}"), 5)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_no_spelling_of_a_path_leads_elsewhere_than_where_it_was_looked_at(workers: int, tmp_path: Path) -> None:
+    async with market(tmp_path, workers=workers) as (solo, (site,)):
+        await serves(site)
+        with solo.unchanged():
+            for path in (
+                "/v1/orders/%2e%2e/cluster/transfer",
+                "/v1/orders/%2E./cluster/transfer",
+                "/v1/orders/x/%2e%2e/%2e%2e/cluster/transfer",
+                "/v1/orders/..%2fcluster/transfer",
+                "/v1/orders/../cluster/transfer",
+            ):
+                head = f"POST {path} HTTP/1.1\nHost: x\nAuthorization: Bearer {token('operator')}"
+                said = await sent(site, head + "\nContent-Type: application/json\nContent-Length: 2", b"{}")
+                assert b"404" in said.split(b"\r\n")[0] or b"only_at_nodes" in said, (path, said)
+        # What a node takes apart by itself comes as it was written.
+        head = f"GET /v1/commands/a%2Fb%20c%2e%2e HTTP/1.1\nHost: x\nAuthorization: Bearer {token('trader', 'anna')}"
+        assert b'"key":"a/b c.."' in await sent(site, head)
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error_of_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with market(tmp_path) as (_, (site,)):
+        _, writer = await asyncio.open_connection("127.0.0.1", site.config.listen.port)
+        head = f"PATCH /v1/preferences HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('trader', 'anna')}\r\n"
+        writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode())
+        await until(lambda: len(site.app._guard.connections) == 1)
+        await asyncio.sleep(0.05)
+        writer.close()
+        await until(lambda: not site.app._guard.connections)
+        await asyncio.sleep(0.05)
+        assert [one for one in caplog.records if one.name == "aiohttp.server"] == []
