@@ -74,14 +74,13 @@ async def ask(cluster: Running, flow: Flow, asked: Asked) -> Played:
 
 
 def figures_of(name: str, asked: Asked, found: Played, *, p99: Figure | None = None) -> list[Figure]:
-    cpu_s = sum(spent for who, spent in found.cpu_s.items() if who != GENERATOR)
     return [
         Figure(f"{name}: done", found.done_per_s, "/s"),
         Figure("  p50", found.latency.p50_ms, "ms"),
         p99 or Figure("  p99", found.latency.p99_ms, "ms"),
         Figure("  p99.9", found.latency.p999_ms, "ms"),
         Figure("  refused, unknown", found.refused + found.unknown),
-        Figure("  CPU of the members for one", cpu_s / max(1, found.done_within) * 1e6, "us"),
+        Figure("  CPU of the members for one", _cpu_us(found), "us"),
         Figure("  CPU of the load generator", 100 * found.cpu_s.get(GENERATOR, 0.0) / asked.seconds, "% of a core"),
         Figure("  the sender's own lateness, p99", found.late.p99_ms, "ms"),
     ]
@@ -180,7 +179,7 @@ def latency(
                 for rate in sorted(offered):
                     name = f"{shape}, {rate:,}/s"
                     begin(name)
-                    asked = Asked(clients=connections, rate_per_s=rate, seconds=seconds, frame=frame, drain_s=10)
+                    asked = Asked(clients=connections, rate_per_s=rate, seconds=seconds, frame=frame)
                     found = found_at[rate] = run_loop(ask(cluster, flow, asked))
                     figures += figures_of(name, asked, found)
                     notes += notes_of(name, found)
@@ -248,7 +247,6 @@ def wan(
                             site=site,
                             frame=frame,
                             seconds=seconds,
-                            drain_s=10,
                         )
                         found = run_loop(ask(cluster, flow, asked))
                         judged = apart_ms == ROUND_TRIP_GOAL_MS and rate >= FILLS_GOAL
@@ -335,5 +333,6 @@ def _site(site: Site) -> str:
 
 
 def _cpu_us(found: Played) -> float:
+    """0 where nothing was answered in time."""
     spent = sum(spent for who, spent in found.cpu_s.items() if who != GENERATOR)
-    return spent / max(1, found.done_within) * 1e6
+    return spent / found.done_within * 1e6 if found.done_within else 0.0
