@@ -19,6 +19,8 @@ TOXIPROXY_VERSION := 2.12.0
 
 # Handed on by `make demo ARGS="--orders 50000"` and `make bench ARGS=...`.
 ARGS ?=
+# Where `make measure` leaves its page.
+MEASURED ?= measured
 # Narrows the last stage of the gate: `make test TESTS=tests/node`.
 TESTS ?= tests
 
@@ -26,7 +28,7 @@ TESTS ?= tests
 EXTRAS := $(shell command -v go >/dev/null && echo toxiproxy peers; \
   [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v nft >/dev/null && echo nftables)
 
-.PHONY: help install demo test bench toxiproxy nftables peers lock clean
+.PHONY: help install demo test bench measure fast toxiproxy nftables peers lock clean
 
 help: ## list the targets
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do
@@ -40,6 +42,16 @@ demo: $(RUNTIME) ## members, gateways, a real order flow, a leader killed midway
 
 bench: $(RUNTIME) ## all benchmarks with their targets; ARGS="engine --seconds 10" runs some
 	exec $(BIN)/tiebreak bench run $(or $(ARGS),all)
+
+# A benchmark that misses its target does not keep the others from the page.
+measure: $(DEV) peers ## from nothing to measured/README.md: peers, every benchmark, tables, pictures; about an hour
+	$(BIN)/tiebreak bench compare --out $(MEASURED) || true
+	$(BIN)/tiebreak bench run all --out $(MEASURED) || true
+	$(BIN)/tiebreak bench table $(MEASURED) > $(MEASURED)/README.md
+	echo 'read $(MEASURED)/README.md'
+
+fast: $(DEV) ## compile the rules into $(VENV); TIEBREAK_ENGINE=compiled then runs that build, and nothing else changes
+	exec $(BIN)/python -m statemachine.compiled_build
 
 # The stages stop at the first that fails. pytest is last, so that its own summary closes the output;
 # it prints the slowest tests by itself (pyproject.toml).

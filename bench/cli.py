@@ -33,6 +33,7 @@ from bench import (
     pause_case,
     progress,
     results,
+    table,
     transfer_case,
 )
 from bench.books import case as books_case
@@ -297,6 +298,7 @@ def _workspace(folder: Path | None) -> Iterator[Path]:
 
 app.command("compare")(compare_cli.compare_peers)
 app.command("plot")(compare_cli.plot)
+app.command("table")(table.table)
 
 
 @app.command("fit")

@@ -98,7 +98,7 @@ def plot(
         raise typer.BadParameter(f"{folder}: no benchmark left its JSON here")
     try:
         # All are read before one is drawn, so that half a file leaves the pictures as they are.
-        compared = [_compared(path) for path in found if path.name == RESULT]
+        compared = [read_compared(path) for path in found if path.name == RESULT]
         reports = [results.read(path) for path in found if path.name != RESULT]
     except results.ResultUnreadable as error:
         raise typer.BadParameter(str(error)) from error
@@ -108,7 +108,7 @@ def plot(
         sys.stdout.write(msgspec.json.encode([str(path) for path in paths]).decode() + "\n")
 
 
-def _compared(path: Path) -> Compared:
+def read_compared(path: Path) -> Compared:
     """Raises ResultUnreadable."""
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Compared)
