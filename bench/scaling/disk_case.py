@@ -1,7 +1,7 @@
 """The benchmark of a member's disk over days: journal, store, history and sealed segments, as each day is sealed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -56,7 +56,10 @@ class Look(Struct, frozen=True):
 
     @property
     def words(self) -> str:
-        return f"{self.days:g}{' sealed' if self.sealed else ''}"
+        return f"{self.days:g}{'+' if self.sealed else ''}"
+
+    def part(self, kinds: Iterable[str]) -> int:
+        return sum(self.kinds.get(kind, 0) for kind in kinds)
 
 
 def disk_growth(folder: Path, *, commands: int = 150_000, days: int = DAYS, seed: int = 1) -> Report:
@@ -192,7 +195,17 @@ class _Member:
         self._store.close()
 
 
-_SHOWN = ("keys", "results", "ledger", "trades", "closed_orders", "events")
+HISTORY = ("ledger", "trades", "closed_orders", "events")
+PAST = tuple(kind + SEALED for kind in HISTORY)
+PARTS = {
+    STATE: (STATE,),
+    "keys and results": ("keys", "results"),
+    "history of days not sealed": HISTORY,
+    "sealed segments": PAST,
+    JOURNAL: (JOURNAL,),
+    "free pages": (FREE, JOURNAL_FREE),
+}
+_SHOWN = ("keys", "results", *HISTORY)
 
 
 def _file_bytes(path: Path) -> int:
@@ -219,15 +232,16 @@ def _curves(looks: list[Look]) -> list[Curve]:
     words: list[float | str] = [look.words for look in looks]
     stacks = [
         Curve(
-            "on disk, by kind",
+            picture,
             "stacked",
-            kind,
+            series,
             words,
-            [look.kinds.get(kind, 0) / 2**20 for look in looks],
-            "day of the machine's time",
+            [look.part(kinds) / 2**20 for look in looks],
+            "day of the machine's time, + when it was sealed",
             "MiB",
         )
-        for kind in _kinds(looks)
+        for picture, stacked in (("on disk", PARTS), ("history on disk", {kind: (kind,) for kind in (*HISTORY, *PAST)}))
+        for series, kinds in stacked.items()
     ]
     orders: list[float | str] = [float(look.orders) for look in looks]
     each = [
