@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -76,18 +77,20 @@ async def _play(
     counts: Counter[str] = Counter()
     began_s = told_s = time.monotonic()
     encode = msgspec.json.Encoder().encode
-    async for _, found in recording.replay(speed=speed):
-        market.take(found)
-        for tick in found:
-            counts[KINDS[type(tick)]] += 1
-            if ticks:
-                sys.stdout.write(encode(_plain(tick)).decode() + "\n")
-        now_s = time.monotonic()
-        if now_s - told_s >= TOLD_S and not ticks:
-            told_s = now_s
-            err.print(f"[dim]{sum(counts.values()):,} ticks, {sum(counts.values()) / (now_s - began_s):,.0f}/s[/]")
-        if seconds and now_s - began_s >= seconds:
-            break
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds or None):
+            async for _, found in recording.replay(speed=speed):
+                market.take(found)
+                for tick in found:
+                    counts[KINDS[type(tick)]] += 1
+                    if ticks:
+                        sys.stdout.write(encode(_plain(tick)).decode() + "\n")
+                now_s = time.monotonic()
+                if now_s - told_s >= TOLD_S and not ticks:
+                    told_s = now_s
+                    err.print(
+                        f"[dim]{sum(counts.values()):,} ticks, {sum(counts.values()) / (now_s - began_s):,.0f}/s[/]"
+                    )
     return market, counts, time.monotonic() - began_s
 
 

@@ -1,6 +1,7 @@
 """Sources of market data as a gateway's file names them: live venues, recorded on the way, and recordings replayed."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -112,3 +113,19 @@ async def test_ten_times_as_fast_is_no_faster(tmp_path: Path) -> None:
             break
         due += len(ticks)
     assert 0 < sum(found.body["ticks"].values()) <= due
+
+
+@pytest.mark.real_data
+async def test_a_replay_shows_the_symbols_asked_for_tick_by_tick_and_stops_when_told(tmp_path: Path) -> None:
+    path = recorded("exchange_ws/KRAKEN.jsonl.zst")
+    options = ("--symbol", "ETH/CHF=ETH-CHF", "--symbol", "ADA/XBT")
+    found = await tiebreak("feed", "replay", str(path), "--speed", "5000", *options, "--json")
+    assert (found.code, {row["symbol"] for row in found.body["quotes"]}) == (0, {"ETH-CHF", "ADA/XBT"})
+    found = await tiebreak("feed", "replay", str(path), "--speed", "5000", "--ticks", *options)
+    lines = [json.loads(line) for line in found.out.splitlines()]
+    assert found.code == 0 and {line["kind"] for line in lines} >= {"quote", "book", "diff"}
+    prices = [price for line in lines if line["kind"] == "book" for price, _ in line["bids"]]
+    assert prices and all("." in price for price in prices)  # decimals, not whole units of 1e-9
+    # The next frame is days away at this speed; it ends all the same.
+    found = await tiebreak("feed", "replay", str(path), "--speed", "0.001", "--seconds", "0.5", "--json")
+    assert found.code == 0 and 0.4 < found.body["seconds"] < 10

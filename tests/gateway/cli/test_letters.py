@@ -83,7 +83,8 @@ async def test_a_token_is_renewed_for_the_days_that_are_asked_for(tmp_path: Path
     assert life is not None and abs(life[1] - time.time() - 30 * 86_400) < 120
     assert found.body["ends_at"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(life[1]))
     assert folder.gateway_token.read_text() != before and os.stat(folder.gateway_token).st_mode & 0o077 == 0
-    said = Authenticator(public_keys(folder.token_public_key.read_bytes())).verify(folder.gateway_token.read_text().strip())
+    authenticator = Authenticator(public_keys(folder.token_public_key.read_bytes()))
+    said = authenticator.verify(folder.gateway_token.read_text().strip())
     assert (said.role, said.subject, said.all_accounts) == ("auditor", "gateway", True)
     found = await tiebreak("gateway", "renew-token", *where)
     life = token_life_s(folder.gateway_token)
