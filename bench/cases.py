@@ -12,6 +12,7 @@ from bench import host, load
 from bench.market import Market
 from bench.replay import Engine, record
 from bench.report import Figure, Report, at_least, at_most
+from statemachine import compiled
 from statemachine.store import Store
 from statemachine.store_fill import CLUSTER_ID, MEMBER, fill_accounts
 
@@ -65,7 +66,13 @@ def engine(folder: Path, *, commands: int = 200_000, batch: int = 50, seed: int 
             Figure("fills", counts.fills),
             Figure("refused (order gone before its cancel came)", sum(counts.refused.values())),
         ],
-        settings={"commands": commands, "batch": batch, "flow": path or f"generator, seed {seed}", "gc": "frozen, off"},
+        settings={
+            "engine": compiled.running(),
+            "commands": commands,
+            "batch": batch,
+            "flow": path or f"generator, seed {seed}",
+            "gc": "frozen, off",
+        },
         host=host.describe(folder),
         seconds=time.monotonic() - began,
         notes=["an order command is a new order, a reduction, a cancel or a take, in the mix of the flow"],

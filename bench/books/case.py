@@ -20,6 +20,7 @@ from bench.replay import ReplayError
 from bench.report import Curve, Figure, Report, at_least
 from bench.running import RunError
 from bench.stats import Spread, spread
+from statemachine import compiled
 
 CHECKOUT = Path(__file__).parents[2]
 PEERS_PYTHON = BUILT / "books" / "bin" / "python"
@@ -33,11 +34,12 @@ PURE, NATIVE = "pure Python", "C++"
 
 
 class Contender(Struct, frozen=True):
-    """program: a module that `harness` describes. kind: PURE, NATIVE, or nothing for ours."""
+    """program: a module that `harness` describes. kind: PURE, NATIVE, or nothing for ours, of which `build` runs."""
 
     name: str
     program: str
     kind: str = ""
+    build: str = compiled.PURE
 
     @property
     def python(self) -> str:
@@ -51,11 +53,13 @@ CONTENDERS = (
     Contender("akhil4n-orderbook", "bench.books.with_akhil4n", PURE),
     Contender("liquibook", "bench.books.with_liquibook", NATIVE),
     Contender(OUR_MACHINE, "bench.books.our_machine"),
+    Contender(f"{OUR_BOOK}, compiled", "bench.books.our_book", build=compiled.COMPILED),
+    Contender(f"{OUR_MACHINE}, compiled", "bench.books.our_machine", build=compiled.COMPILED),
 )
 
 
 class Played(Struct, frozen=True):
-    """What a program said. cpu_s: of the steps alone. slices_s: for each 1,000 of them, by the clock."""
+    """What a program said. cpu_s: of the steps alone. slices_s: for each 1,000 of them. seconds: by the clock."""
 
     version: str
     steps: int
@@ -93,7 +97,7 @@ def books(folder: Path, *, commands: int = 100_000, rounds: int = 3, seed: int =
             try:
                 said = play(one, root, flow)
             except (PeerMissing, PeerFailed) as error:
-                if not one.kind:
+                if not one.kind and not isinstance(error, PeerMissing):
                     raise RunError(f"{one.name}: {error}") from error
                 left.remove(one)
                 played.pop(one.name, None)
@@ -120,11 +124,11 @@ def books(folder: Path, *, commands: int = 100_000, rounds: int = 3, seed: int =
             *notes,
             "a step is a limit order, an order of which nothing may rest, or a cancel; a reduction is two steps",
             f"{OUR_BOOK}: orders and price levels alone, as the others; {OUR_MACHINE}: with accounts, money and fees "
-            "held and moved, keys, events, ledger, invariants and digest, from bytes to bytes",
+            "held and moved, keys, events, ledger, invariants and digest; compiled: as `make fast` builds it",
             "each one's trades (maker, price, lots) were ours, in order, or it has no figure",
         ],
         curves=curves(played),
-        percentiles={f"{name}, {harness.SLICE} steps": _spread(ran) for name, ran in played.items()},
+        percentiles={f"{name}, CPU time of {harness.SLICE} steps": _spread(ran) for name, ran in played.items()},
     )
 
 
@@ -132,6 +136,8 @@ def play(one: Contender, root: Path, flow: Recorder) -> Played:
     """One turn. Raises PeerMissing, PeerFailed."""
     if one.kind and not PEERS_PYTHON.exists():
         raise PeerMissing(HOW_TO_GET)
+    if one.build == compiled.COMPILED and (reason := compiled.unusable()):
+        raise PeerMissing(f"{one.name}: {reason}")
     fills = root / "fills"
     try:
         run = subprocess.run(
@@ -140,7 +146,7 @@ def play(one: Contender, root: Path, flow: Recorder) -> Played:
             capture_output=True,
             text=True,
             timeout=ENDS_WITHIN_S,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", compiled.ENGINE_ENV: one.build},
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -179,10 +185,14 @@ def figures(played: dict[str, list[Played]]) -> list[Figure]:
         if not theirs:
             continue
         best, name = max(theirs)
-        for ours in (OUR_BOOK, OUR_MACHINE):
+        for ours in (one.name for one in CONTENDERS if not one.kind and one.name in per_s):
             words = f"{ours} to the best {kind} book ({name})"
             times = per_s[ours] / best
             found.append(at_least(words, times, GOAL, "x") if kind == PURE else Figure(words, times, "x"))
+    for name in (OUR_BOOK, OUR_MACHINE):
+        if f"{name}, compiled" in per_s:
+            times = per_s[f"{name}, compiled"] / per_s[name]
+            found.append(Figure(f"{name}: what compiling makes of it", times, "x"))
     return found
 
 
@@ -212,7 +222,7 @@ def _along(name: str, ran: list[Played]) -> Curve:
         x=[float(at * harness.SLICE) for at in starts],
         y=[median(best_us[at : at + width]) for at in starts],
         x_label="steps before",
-        y_label="microseconds a step",
+        y_label="microseconds of CPU a step",
         log_y=True,
     )
 

@@ -124,7 +124,9 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version  # noqa: PLC0415
 
-        typer.echo(f"tiebreak {version('tiebreak')}")
+        from statemachine.compiled import running  # noqa: PLC0415
+
+        typer.echo(f"tiebreak {version('tiebreak')}, engine: {running()}")
         raise typer.Exit
 
 

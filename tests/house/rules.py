@@ -65,6 +65,7 @@ HOMES = {
 
 # Files of statemachine/ that touch disks. All others are rules: the same on every replica, for ever.
 DISK_FILES = (
+    "statemachine/compiled*.py",
     "statemachine/store.py",
     "statemachine/store_*.py",
     "statemachine/segments.py",

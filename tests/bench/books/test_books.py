@@ -15,9 +15,10 @@ from bench.flow import Act, Intent
 from bench.peers.peer import PeerFailed
 from bench.replay import Engine, ReplayError
 from bench.running import RunError
+from statemachine import compiled
 from statemachine.types import Side
 
-OURS = tuple(one for one in CONTENDERS if not one.kind)
+OURS = tuple(one for one in CONTENDERS if not one.kind and one.build == compiled.PURE)
 BUY, SELL = int(Side.buy), int(Side.sell)
 
 
@@ -70,6 +71,8 @@ def test_a_flow_that_cancels_what_is_not_there_is_refused() -> None:
 def test_each_trades_what_our_machine_traded(one: Contender, flow: steps.Recorder, tmp_path: Path) -> None:
     if one.kind and not case.PEERS_PYTHON.exists():
         pytest.skip(case.HOW_TO_GET)
+    if one.build == compiled.COMPILED and compiled.unusable():
+        pytest.skip("no build of the engine; `make fast` makes one")
     harness.write(tmp_path / "steps", flow.steps)
     played = case.play(one, tmp_path, flow)
     assert played.steps == len(flow.steps)
@@ -124,6 +127,14 @@ def test_who_is_missing_fails_or_trades_otherwise_is_named_and_the_others_run(
     ]
     assert not [figure for figure in report.figures if "impatient" in figure.name or "broken" in figure.name]
     assert report.figures
+
+
+def test_a_build_that_is_not_there_is_named_and_ours_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compiled.FOLDER_ENV, str(tmp_path / "nowhere"))
+    monkeypatch.setattr(case, "CONTENDERS", tuple(one for one in CONTENDERS if not one.kind))
+    report = case.books(tmp_path / "run", commands=1_000, rounds=1)
+    assert [note for note in report.notes if "make fast` makes one" in note]
+    assert {curve.series for curve in report.curves} == {"median turn", OUR_BOOK, OUR_MACHINE}
 
 
 def test_goals_are_told_of_the_best_pure_one() -> None:
