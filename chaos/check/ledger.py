@@ -224,6 +224,7 @@ class Model:
         self.index = 0
         self.assets: dict[str, AddAsset] = {}
         self.instruments: dict[str, AddInstrument] = {}
+        self.known_units: dict[str, tuple[int, int]] = {}
         self.modes: dict[str, Mode] = {}
         self.references: dict[str, Reference] = {}
         self.accounts: dict[str, int] = {}
@@ -342,13 +343,19 @@ class Model:
         book = self.books[order.ask.symbol, order.ask.side]
         del book[bisect_left(book, place_of(order))]
 
+    def units(self, symbol: str) -> tuple[int, int]:
+        """Quote units of one tick times one lot, and base units of one lot; of one symbol they never change."""
+        if symbol not in self.known_units:
+            ask = self.instruments[symbol]
+            notional, base = units_of(ask, self.assets[ask.base], self.assets[ask.quote])
+            self.known_units[symbol] = int(notional), int(base)
+        return self.known_units[symbol]
+
     def notional_unit(self, symbol: str) -> int:
-        ask = self.instruments[symbol]
-        return int(units_of(ask, self.assets[ask.base], self.assets[ask.quote])[0])
+        return self.units(symbol)[0]
 
     def base_unit(self, symbol: str) -> int:
-        ask = self.instruments[symbol]
-        return int(units_of(ask, self.assets[ask.base], self.assets[ask.quote])[1])
+        return self.units(symbol)[1]
 
     def dead(self, order: Order) -> Reason:
         """Why time, or the end of its session, has ended this order, closed yet or not."""

@@ -63,6 +63,6 @@ def command_of(line: Logged) -> AnyCommand:
     return found
 
 
-def envelope_of(line: Logged) -> Envelope:
-    """Raises ValueError."""
-    return Envelope(line.scope, line.key, line.sent_at_us, encode_command(command_of(line)))
+def envelope_of(line: Logged, command: AnyCommand) -> Envelope:
+    """command: the line's."""
+    return Envelope(line.scope, line.key, line.sent_at_us, encode_command(command))

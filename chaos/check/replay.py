@@ -117,15 +117,15 @@ def _execute(done: Replayed, model: _Recording, index: int, lines: list[Logged])
     if not lines:
         return
     model.touched.clear()
-    log = model.apply(index, lines[0].stamp_us, [envelope_of(line) for line in lines])
-    for line, result in zip(lines, log.answers, strict=True):
+    told = [command_of(line) for line in lines]
+    log = model.apply(index, lines[0].stamp_us, list(map(envelope_of, lines, told)))
+    for line, command, result in zip(lines, told, log.answers, strict=True):
         if not line.key:
             continue
         if isinstance(result, Repeat):
             # Not in place of a refusal of another body that stands in the same entry.
             done.lines[line.key].setdefault(index, done.executed[line.key].answer)
             continue
-        command = command_of(line)
         answer = words.answer(model, command, result)
         done.lines[line.key][index] = answer
         if not (isinstance(result, No) and result.codes & NOT_STORED):

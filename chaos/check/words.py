@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import lru_cache
+from math import gcd
 from typing import Any
 
 from chaos.check.ledger import Model, No, Order
@@ -120,6 +121,13 @@ def price(model: Model, symbol: str, ticks: int) -> Fraction:
 
 @lru_cache(maxsize=100_000)
 def _ratio(numerator: int, denominator: int) -> Fraction:
+    divisor = gcd(numerator, denominator)
+    return _reduced(numerator // divisor, denominator // divisor)
+
+
+@lru_cache(maxsize=100_000)
+def _reduced(numerator: int, denominator: int) -> Fraction:
+    """One object for one number, mostly: two that are one need not be compared, which takes Fraction long."""
     return Fraction(numerator, denominator)
 
 
@@ -167,7 +175,8 @@ def differing(expected: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]
 
 def same(expected: Any, said: Any) -> bool:
     if type(expected) is Fraction:  # a check by isinstance takes ten times as long
-        return number(said) == expected
+        found = number(said)
+        return found is expected or found == expected
     return bool(expected == said)
 
 
@@ -179,9 +188,10 @@ def number(said: Any) -> Fraction | None:
 @lru_cache(maxsize=100_000)
 def _number(said: str | int) -> Fraction | None:
     try:
-        return Fraction(said)
+        found = Fraction(said)
     except ValueError:
         return None
+    return _reduced(found.numerator, found.denominator)
 
 
 def shown(words: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_a_line_says_all_of_a_command(command: Command) -> None:
     envelope = Envelope("alice", "k", 123, encode_command(command))
     (line,) = lines(4, encode_batch(99, [envelope]))
     assert (line.index, line.position, line.stamp_us) == (4, 0, 99)
-    assert envelope_of(line) == envelope
+    assert envelope_of(line, command_of(line)) == envelope
 
 
 def test_an_entry_without_commands_is_a_line() -> None:
