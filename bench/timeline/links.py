@@ -109,10 +109,8 @@ class Relay:
 
     def heal(self) -> None:
         self.whole.set()
-        for end in list(self.ends):
+        for end in self.ends:
             end.reading(True)
-            if end.other is not None and end.other.gone:
-                end.close()
 
 
 class End(asyncio.Protocol):
@@ -121,7 +119,6 @@ class End(asyncio.Protocol):
     def __init__(self, relay: Relay, other: "End | None" = None) -> None:
         self._relay = relay
         self.other = other
-        self.gone = False
         self._full = False
         self._transport: asyncio.Transport | None = None
         self._dialing: asyncio.Task[None] | None = None
@@ -168,11 +165,11 @@ class End(asyncio.Protocol):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.gone = True
+        """While the link is cut nothing is read, its end neither: the other side is told when it is whole again."""
         self._relay.ends.discard(self)
         if self._dialing is not None:
             self._dialing.cancel()
-        if self.other is not None and self._relay.whole.is_set():
+        if self.other is not None:
             self.other.close()
 
     def close(self) -> None:

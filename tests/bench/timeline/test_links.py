@@ -37,8 +37,12 @@ class Echo:
                     self.request.sendall(data)
                 echo.lost += 1
 
-        socketserver.ThreadingTCPServer.allow_reuse_address = True
-        self._server = socketserver.ThreadingTCPServer((HOST, port), Handler)
+        class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = True
+            daemon_threads = True  # a test that fails while a link is cut would wait for them for ever
+            block_on_close = False
+
+        self._server = Server((HOST, port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
     def __enter__(self) -> "Echo":
