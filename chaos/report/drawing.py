@@ -83,9 +83,12 @@ class _Drawing:
         ends: list[float] = []
         for band in self.made.bands:
             label = f"{band.number} {fault_label(band)}"
-            # A label may stand out behind a short fault, as long as nothing else is there.
-            needs_to = max(self.x(band.to_s), self.x(band.from_s) + len(label) * LABEL_PX + 8)
-            free = (row for row, end in enumerate(ends) if end + 3 <= self.x(band.from_s))
+            # A label stands behind a fault that is too short for it, or before it where the page ends.
+            needs_from, needs_to, needs_px = self.x(band.from_s), self.x(band.to_s), len(label) * LABEL_PX + 8
+            if needs_to - needs_from < needs_px:
+                before = needs_to + needs_px > WIDTH - RIGHT
+                needs_from, needs_to = needs_from - before * needs_px, needs_to + (not before) * needs_px
+            free = (row for row, end in enumerate(ends) if end + 3 <= needs_from)
             row = next(free, min(len(ends), ROWS_MAX - 1))
             ends[row : row + 1] = [needs_to]
             told = "seen to bite" if band.bit else "could not be put in" if band.failed else "NOT seen to bite"
@@ -111,11 +114,13 @@ class _Drawing:
             f'width="{width:.1f}" height="{ROW - 3}" rx="2"/></g>'
         )
         fits = int((width - 8) / LABEL_PX)
-        if spill and left + len(label) * LABEL_PX + 8 > WIDTH - RIGHT:
-            # It would leave the page: let it end where the fault does.
-            self._text(max(left, LEFT) - 4, y + 13, label, "end", "label")
-        elif spill or len(label) <= fits:
+        if len(label) <= fits:
             self._text(left + 5, y + 13, label, "start", "label")
+        elif spill and left + width + len(label) * LABEL_PX + 8 > WIDTH - RIGHT:
+            # It would leave the page: let it end where the fault begins.
+            self._text(max(left, LEFT) - 4, y + 13, label, "end", "label")
+        elif spill:
+            self._text(left + width + 4, y + 13, label, "start", "label")
         elif fits >= 6:
             self._text(left + 5, y + 13, label[: fits - 1] + "…", "start", "label")
 

@@ -81,7 +81,7 @@ def judged(process: subprocess.Popen[str]) -> Verdict:
 @toxiproxy
 def test_the_datacenters_are_cut_apart_and_every_promise_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start("dc-cut", "--seconds", "9", "--seed", "7", "--out", str(folder), "--json")
+    process = start("dc-cut", "--seconds", "16", "--seed", "7", "--out", str(folder), "--json")
     started = running(process, folder)
     # What the tool lost of its own is put back, and told.
     proxy = next(pid for pid, _ in started if b"toxiproxy" in Path(f"/proc/{pid}/cmdline").read_bytes())
@@ -99,7 +99,7 @@ def test_the_datacenters_are_cut_apart_and_every_promise_is_kept(tmp_path: Path)
     asked = {op.target for op in history.ops}
     assert asked == {"dc-a", "dc-b", "gateway-dc-a", "gateway-dc-b"}
     assert {op.outcome for op in history.ops} >= {"ok", "fail"}
-    assert "tiebreak chaos run dc-cut --seconds 9 --seed 7" in (folder / "report.html").read_text("utf-8")
+    assert "tiebreak chaos run dc-cut --seconds 16 --seed 7" in (folder / "report.html").read_text("utf-8")
     assert {path.name for path in (folder / "members").iterdir()} >= {"dc-a.log", "tiebreaker.log", "gateway-dc-b.log"}
     assert not (folder / "cluster").exists()
     again = CliRunner().invoke(app, ["check", str(folder), "--json"])
