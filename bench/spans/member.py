@@ -2,7 +2,7 @@
 
 The product has no such switch: as bench/unsafe_member.py, this program replaces what it is built from, before it is
 built, by subclasses that note a moment and call the product's own method. Where the product has spans of its own
-(node/tracing.py) they are used: every stream is traced, and each span's beginning and end are kept instead of logged.
+(node/tracing.py) they are used, kept instead of logged: frames whose number is a multiple of TRACED_EVERY are sampled.
 On SIGUSR1 all goes to FOLDER/NAME.stamps.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic_ns, perf_counter_ns, thread_time_ns
@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import uvloop
 
-from bench.spans.order_kinds import KINDS, SPANS
+from bench.spans.order_kinds import KINDS, SPANS, TRACED_EVERY
 from bench.spans.stamps import Stamps, span_number
 from cluster import wire
 from cluster.consensus import hardened, transport
@@ -48,7 +48,7 @@ class Now:
     link_received = 0
     tick = 0
     taking = taking_cpu = commands = 0
-    parsed = parsed_cpu = parsed_frame = 0
+    frame = parsed = parsed_cpu = 0
     applied = applied_cpu = resolved = 0
 
 
@@ -92,7 +92,7 @@ class GuardConnection(guard.Connection):
 class StreamConnection(stream.Connection):
     def __init__(self, hub: stream.StreamHub, socket: Any, request: Any) -> None:
         super().__init__(hub, socket, request)
-        self._trace = self._trace or new_trace(sampled=True)
+        self._sampled = new_trace(sampled=True)
         self._arrivals = Arrivals()
         guarded = request.transport.get_protocol() if request.transport is not None else None
         if isinstance(guarded, GuardConnection):
@@ -100,12 +100,11 @@ class StreamConnection(stream.Connection):
 
     def _take(self, data: bytes) -> bool:
         times = self._arrivals.times
-        received, taken, cpu = times.popleft() if times else 0, monotonic_ns(), thread_time_ns()
-        Now.parsed = 0
+        received, taken = times.popleft() if times else 0, monotonic_ns()
+        Now.frame = 0
         done = super()._take(data)
-        if Now.parsed:
-            frame, Now.parsed_frame = Now.parsed_frame, 0
-            add("In", frame, received, taken, Now.parsed, Now.parsed_cpu - cpu, thread_time_ns() - Now.parsed_cpu)
+        if Now.frame:
+            add("In", Now.frame, received, taken, Now.parsed, thread_time_ns() - Now.parsed_cpu)
         return done
 
     def _submit(
@@ -117,13 +116,18 @@ class StreamConnection(stream.Connection):
         size: int,
         looked: bool = False,
     ) -> None:
-        Now.parsed, Now.parsed_cpu, Now.parsed_frame = monotonic_ns(), thread_time_ns(), number
+        self._trace = None if number % TRACED_EVERY else self._sampled
+        if self._trace is not None:
+            Now.frame, Now.parsed, Now.parsed_cpu = number, monotonic_ns(), thread_time_ns()
         super()._submit(number, requests, timeout_ms, malformed, size, looked)
 
     def _answer(self, frame: "stream._Frame", outcomes: list[Outcome]) -> None:
+        if frame.trace is None:
+            super()._answer(frame, outcomes)
+            return
         answering, cpu = monotonic_ns(), thread_time_ns()
         super()._answer(frame, outcomes)
-        span = span_number(frame.trace.span_id) if frame.trace is not None else 0
+        span = span_number(frame.trace.span_id)
         mine = cast(StampedChannel, self.channel)
         mine.unwritten.append((frame.id, span, answering, mine.sent, thread_time_ns() - cpu))
 
@@ -131,17 +135,20 @@ class StreamConnection(stream.Connection):
 class Written:
     """A transport that says when it was written to."""
 
-    def __init__(self, inner: asyncio.Transport, on_written: Callable[[int, int, int], None]) -> None:
+    def __init__(self, inner: asyncio.Transport, mine: "StampedChannel") -> None:
         self._inner = inner
-        self._on_written = on_written
+        self._channel = mine
         self.is_closing = inner.is_closing
         self.abort = inner.abort
         self.get_write_buffer_size = inner.get_write_buffer_size
 
     def write(self, data: bytes) -> None:
+        if not self._channel.unwritten:
+            self._inner.write(data)
+            return
         began, cpu = monotonic_ns(), thread_time_ns()
         self._inner.write(data)
-        self._on_written(began, monotonic_ns(), thread_time_ns() - cpu)
+        self._channel.was_written(began, monotonic_ns(), thread_time_ns() - cpu)
 
 
 class StampedChannel(channel.Channel):
@@ -150,13 +157,13 @@ class StampedChannel(channel.Channel):
         self.sent = 0
         self.unwritten: list[tuple[int, int, int, int, int]] = []
         if transport is not None:
-            self._transport = cast(asyncio.Transport, Written(transport, self._was_written))
+            self._transport = cast(asyncio.Transport, Written(transport, self))
 
     def send(self, data: bytes, opcode: Any) -> None:
         super().send(data, opcode)
         self.sent = monotonic_ns()
 
-    def _was_written(self, began: int, ended: int, cpu: int) -> None:
+    def was_written(self, began: int, ended: int, cpu: int) -> None:
         unwritten, self.unwritten = self.unwritten, []
         for frame, span, answering, encoded, answer_cpu in unwritten:
             add("Out", frame, span, answering, encoded, began, ended, answer_cpu, cpu // len(unwritten))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 
 from msgspec import Struct
 
@@ -14,7 +15,7 @@ from bench.progress import steps
 from bench.report import Curve, Figure, Report
 from bench.running import LIMITS, RunError, Running, asked_of_process, run_loop, running
 from bench.spans import staged
-from bench.spans.order_kinds import Applied, Asked, Batch, Disk, In, Out, Sent
+from bench.spans.order_kinds import TRACED_EVERY, Applied, Asked, Batch, Disk, In, Out, Sent
 from bench.spans.order_load import Result, Spec
 from bench.spans.order_path import GROUPS, STAGES, Cluster, Orders
 from bench.spans.staged import Passed
@@ -34,9 +35,10 @@ class Load(Struct, frozen=True):
     clients: int
     under_way: int
     batch: int
+    all_traced: bool = True
 
 
-LOADS = {"1 client": Load(1, 1, 1), "64 clients": Load(64, 1, 1), "8 x frames of 50": Load(1, 8, 50)}
+LOADS = {"1 client": Load(1, 1, 1), "64 clients": Load(64, 1, 1, False), "8 x frames of 50": Load(1, 8, 50)}
 """Each client has one connection, and so many frames under way on it."""
 
 
@@ -99,6 +101,7 @@ def order(folder: Path, *, seconds: float = 2, round_trip_ms: Sequence[float] = 
         notes=[
             "the members are bench.spans.member: the product's parts, and a moment noted at each stage; what that "
             "costs stands beside it, from members as shipped",
+            f"of 64 clients' frames one in {TRACED_EVERY} is traced, of the other loads' all",
             "own journal and replication run beside each other: the stages are those of the one that was later",
             "in the middle: mean of those between p45 and p55 by latency; slow: between p98 and p99.5; means add up",
             "a frame of 50 is answered when its last order is, and its stages are those of that order's log entry",
@@ -184,6 +187,7 @@ def _played(
                 under_way=load.under_way,
                 batch=load.batch,
                 first_frame=(number + 1) * FRAMES_EACH,
+                all_traced=load.all_traced,
                 seconds=seconds,
             )
             result = run_loop(asked_of_process("bench.spans.order_load", spec, Result))
@@ -224,42 +228,51 @@ def _within(result: Result, asked: Sequence[Asked]) -> list[Asked]:
 def _joined(orders: Orders, leader: Stamps, result: Result, asked: Sequence[Asked]) -> Traced:
     mine = _within(result, asked)
     count = sum(one.orders for one in mine)
-    indexes = sorted({orders.index_of(one) for one in mine} - {0})
+    traced = [one for one in mine if one.frame % TRACED_EVERY == 0]
+    entries_had = [row.commands for row in map(Batch._make, leader.rows("Batch")) if _during(result, row.taking)]
+    indexes = sorted({orders.index_of(one) for one in traced} - {0})
     entries = [entry for index in indexes if (entry := orders.cluster.entry(index)) is not None]
     return Traced(
         result=result,
-        orders=[orders.passed(one) for one in mine],
+        orders=[orders.passed(one) for one in traced],
         per_s=count / ((result.ended - result.began) / 1e9),
         own_ms=[entry.own_ns / 1e6 for entry in entries],
         other_ms=[entry.other_ns / 1e6 for entry in entries],
-        cpu_us=_cpu_us(leader, result, count),
-        entry_orders=count / max(1, len(indexes)),
+        cpu_us=_cpu_us(leader, result, count, sum(one.orders for one in traced)),
+        entry_orders=fmean(entries_had) if entries_had else 0.0,
         refused=sum(one.refused for one in mine),
     )
 
 
-def _cpu_us(leader: Stamps, result: Result, orders: int) -> dict[str, float]:
-    """CPU time of the leader's threads for an order, by what they did; wall time would count others' turns, too."""
+def _during(result: Result, at: int) -> bool:
+    return result.began <= at <= result.ended
 
-    def during(at: int) -> bool:
-        return result.began <= at <= result.ended
 
-    came = [row for row in map(In._make, leader.rows("In")) if during(row.taken)]
-    batches = [row for row in map(Batch._make, leader.rows("Batch")) if during(row.taking)]
-    sent = [row for row in map(Sent._make, leader.rows("Sent")) if during(row.writing)]
-    disk = [row for row in map(Disk._make, leader.rows("Disk")) if during(row.handed)]
-    applied = [row for row in map(Applied._make, leader.rows("Applied")) if during(row.tick)]
-    out = [row for row in map(Out._make, leader.rows("Out")) if during(row.answering)]
-    spent = {
-        "decode": sum(row.parse_cpu for row in came),
-        "door": sum(row.door_cpu for row in came),
+def _cpu_us(leader: Stamps, result: Result, orders: int, traced: int) -> dict[str, float]:
+    """CPU time of the leader's threads for an order, by what they did; wall time would count others' turns, too.
+
+    orders: of all frames, which share entries; traced: of those of which each was noted by itself.
+    """
+    came = [row for row in map(In._make, leader.rows("In")) if _during(result, row.taken)]
+    batches = [row for row in map(Batch._make, leader.rows("Batch")) if _during(result, row.taking)]
+    sent = [row for row in map(Sent._make, leader.rows("Sent")) if _during(result, row.writing)]
+    disk = [row for row in map(Disk._make, leader.rows("Disk")) if _during(result, row.handed)]
+    applied = [row for row in map(Applied._make, leader.rows("Applied")) if _during(result, row.tick)]
+    out = [row for row in map(Out._make, leader.rows("Out")) if _during(result, row.answering)]
+    shared = {
         "batch": sum(row.encode_cpu for row in batches),
         "links": sum(row.cpu for row in sent),
         "journal": sum(row.put_cpu for row in disk),
         "sync": sum(row.sync_cpu for row in disk),
         "apply": sum(row.apply_cpu for row in applied),
         "outcomes, listeners": sum(row.tell_cpu for row in applied),
+    }
+    own = {
         "answer": sum(row.answer_cpu for row in out),
         "write": sum(row.write_cpu for row in out),
     }
-    return {name: ns / max(1, orders) / 1e3 for name, ns in spent.items()}
+    return {
+        "door": sum(row.door_cpu for row in came) / max(1, traced) / 1e3,
+        **{name: ns / max(1, orders) / 1e3 for name, ns in shared.items()},
+        **{name: ns / max(1, traced) / 1e3 for name, ns in own.items()},
+    }

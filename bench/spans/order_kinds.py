@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 class In(NamedTuple):
     """A frame of commands at its member. received: its last byte was read; taken: its stream's reader has it;
-    parsed: decoded. parse_cpu, door_cpu: CPU time of decoding, and of checking and queueing."""
+    parsed: decoded. door_cpu: CPU time of checking and queueing."""
 
     frame: int
     received: int
     taken: int
     parsed: int
-    parse_cpu: int
     door_cpu: int
 
 
@@ -129,6 +128,8 @@ class Asked(NamedTuple):
     refused: int
 
 
+TRACED_EVERY = 4
+"""Only frames whose number is a multiple of it are traced. A span costs some 10 us, a look at the CPU clock up to 3."""
 SPANS = ("stream submit", "submit", "batch")
 """Of the product's spans those that lie on an order's way through a leader."""
 KINDS: dict[str, int] = {

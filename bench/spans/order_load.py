@@ -19,7 +19,7 @@ import uvloop
 from msgspec import Struct
 
 from bench.load import LoadError
-from bench.spans.order_kinds import KINDS
+from bench.spans.order_kinds import KINDS, TRACED_EVERY
 from bench.spans.stamps import Stamps
 from bench.sweep.doors import Door, Said, Stream
 from bench.sweep.trades import Flow, Trades
@@ -39,7 +39,8 @@ class Spec(Struct):
     clients: int = 1
     under_way: int = 1
     batch: int = 1
-    first_frame: int = 1
+    first_frame: int = TRACED_EVERY
+    all_traced: bool = True
     warmup_s: float = 0.5
     seconds: float = 2.0
     seed: int = 1
@@ -113,7 +114,7 @@ class Clients:
 
     def _send(self, client: int, door: Timed) -> None:
         spec, frame = self.spec, self._number
-        self._number += 1
+        self._number += TRACED_EVERY if spec.all_traced else 1
         sent_at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         orders = [self._trades.next(client % len(spec.flow.groups), sent_at) for _ in range(spec.batch)]
         began = monotonic_ns()

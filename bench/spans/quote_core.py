@@ -38,12 +38,9 @@ from gateway.feeds.ticks import Quote, Tick
 from gateway.market import intake
 from gateway.market.intake import Changes, MarketData
 from gateway.market.nbbo import NbboBook
-from gateway.stream.admission import Admission
-from gateway.stream.places import Caps, Places
 from gateway.tasks import end
 from gateway.workers import core as workers_core
 from gateway.workers.core import WorkerReader
-from gateway.workers.worker import WorkerOptions
 
 FLUSH_S = 0.1
 UP_S = 20.0
@@ -145,9 +142,6 @@ class Serving(fanout_case.Serving):
         super().__init__(Path(spec.cache), workers=spec.workers, catalogue=0, per_s=0, hosts=["127.0.0.1"])
         self.publisher = StampedPublisher(market, self.hub, self.rings, is_listed=lambda _symbol: True)
         self.core.source.providers = self.publisher.providers()
-        lifted = WorkerOptions.parse(self._command(0)[-1])
-        self.core.places = Places(Caps(lifted.limits, lifted.http))
-        self.core.admission = Admission(lifted.limits)
 
     def _command(self, number: int) -> list[str]:
         *_, options = super()._command(number)
