@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from chaos.faults import processes
+from chaos.faults import dying, processes
 from chaos.faults.dying import FAILPOINTS, POINTS, RARE
 from chaos.faults.membership import next_name
 from chaos.faults.mixed import plan
@@ -113,6 +114,40 @@ def test_a_failpoint_is_given_to_the_member_and_gone_at_the_end(target: PaperTar
         assert await nemesis.bite(target, struck) == "dc-b died at after-sync, arrival 5"
         await nemesis.end(target)
         assert target.given["dc-b"] == {} and target.pid("dc-b") is not None
+
+    asyncio.run(run())
+
+
+def test_who_is_to_die_while_it_receives_is_away_first(target: PaperTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dying, "AWAY_S", 0.3)
+
+    async def run() -> None:
+        await target.start_all()
+        began = time.monotonic()
+        detail = {"who": "dc-b", "point": "mid-receive", "nth": 1}
+        await NEMESES["kill-inside"]().begin(target, Random(3), detail)
+        assert time.monotonic() - began >= 0.3
+        assert target.events == [("kill", "dc-b"), ("start", "dc-b")]
+
+    asyncio.run(run())
+
+
+def test_who_is_to_die_while_it_sends_leads_while_the_other_is_away(
+    target: PaperTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dying, "AWAY_S", 0.1)
+
+    async def run() -> None:
+        await target.start_all()
+        target.says = {name: {"applied_index": 9} for name in target.members}
+        target.leads = "dc-b"
+        nemesis = NEMESES["kill-inside"]()
+        await nemesis.begin(target, Random(3), {"who": "dc-b", "point": "mid-send", "nth": 1})
+        assert target.events == [("kill", "dc-b"), ("start", "dc-b"), ("kill", "dc-a"), ("start", "dc-a")]
+        assert target.given["dc-b"] == {FAILPOINTS: "mid_send:kill:1"}
+        await target.kill("dc-a")
+        await nemesis.end(target)
+        assert target.pid("dc-a") is not None and target.given["dc-b"] == {}
 
     asyncio.run(run())
 
