@@ -1,6 +1,7 @@
 """The leader's queue: its order, its two lanes, its bounds."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.consensus.engine import ConsensusError, NotLeader
 from cluster.consensus.engine import Overloaded as EngineOverloaded
-from node.batcher import QUEUED, SENT, Batcher, Item
+from node.batcher import GAP_S, QUEUED, SENT, Batcher, Item
 from node.config import NodeLimits
 from node.submit import Prepared
 from statemachine.codec import Envelope, decode_batch, encode_command
@@ -47,6 +48,11 @@ def run(talk: Callable[[Batcher, Pipe], object], clock: Callable[[], int] = lamb
         await talk(batcher, pipe)  # type: ignore[misc]
 
     asyncio.run(main())
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
 
 
 def test_cancels_pass_others_but_never_their_own_account() -> None:
@@ -98,7 +104,7 @@ def test_batches_are_bounded_in_bytes() -> None:
     async def talk(batcher: Batcher, pipe: Pipe) -> None:
         big = [Prepared(Envelope("a", str(number), 0, bytes([0x91, 7]) + bytes(30_000))) for number in range(7)]
         batcher.put(big)
-        await asyncio.sleep(0)
+        await until(lambda: not batcher.queued)
         assert [len(keys) for keys in pipe.sent()] == [2, 2, 2, 1]
         assert max(map(len, pipe.payloads)) < 70_000
 
@@ -109,10 +115,41 @@ def test_time_in_batches_never_stands_still() -> None:
     async def talk(batcher: Batcher, pipe: Pipe) -> None:
         for number in range(3):
             batcher.put([order("a", str(number))])
-            await asyncio.sleep(0)
+            await until(lambda: not batcher.queued)
         assert [decode_batch(payload).stamp_us for payload in pipe.payloads] == [100, 101, 102]
 
     run(talk, clock=lambda: 100, pipeline=4)
+
+
+def test_behind_one_under_way_the_next_batch_gathers_for_a_while() -> None:
+    async def talk(batcher: Batcher, pipe: Pipe) -> None:
+        batcher.put([order("a", "0")])
+        await asyncio.sleep(0)
+        began = time.perf_counter()
+        batcher.put([order("a", "1")])
+        await asyncio.sleep(0)
+        batcher.put([order("b", "2")])
+        await until(lambda: len(pipe.payloads) == 2)
+        assert time.perf_counter() - began > GAP_S * 0.9
+        assert pipe.sent() == [["0"], ["1", "2"]]
+        batcher.put([order("b", "3")])
+        batcher.applied(pipe.payloads[0])
+        await asyncio.sleep(0)
+        assert len(pipe.payloads) == 2  # the other one is still under way
+        batcher.applied(pipe.payloads[1])
+        await asyncio.sleep(0)
+        assert pipe.sent()[2:] == [["3"]]  # the pipe is empty: nothing is waited for
+
+    run(talk, pipeline=4)
+
+
+def test_a_full_batch_waits_for_nothing() -> None:
+    async def talk(batcher: Batcher, pipe: Pipe) -> None:
+        batcher.put([order("a", str(number)) for number in range(7)])
+        await asyncio.sleep(0)
+        assert [len(keys) for keys in pipe.sent()] == [3, 3]
+
+    run(talk, pipeline=4, batch_commands_max=3)
 
 
 def test_a_full_engine_is_asked_again_and_keeps_the_order() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from node import stream
 from node.channel import CLOSE_MALFORMED, CLOSE_SHUTDOWN, CLOSE_UNAUTHENTICATED
 from tests.node.solo import Client, Solo, command, list_market, order, run, token
 
@@ -179,6 +181,38 @@ def test_foreign_accounts_are_like_none(tmp_path: Path) -> None:
             )
             assert canceled["error"] == missing["error"] == "order_not_found"
             assert (await bob.submit(command("cancel", order_id=sold["id"])))[0]["status"] == "canceled"
+
+    run(talk())
+
+
+def test_a_flood_of_frames_lets_others_have_their_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+    seen: list[int] = []
+    take = stream.Connection._take
+
+    def slow(connection: stream.Connection, data: bytes) -> bool:
+        seen.append(turns)
+        time.sleep(stream.TURN_S)
+        return take(connection, data)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def talk() -> None:
+        async with Solo(tmp_path) as solo:
+            client = await solo.stream("trader", "alice")
+            await client.hear("authorization")
+            monkeypatch.setattr(stream.Connection, "_take", slow)
+            beside = asyncio.create_task(others())
+            for number in range(30):
+                await client.ws.send_bytes(msgspec.msgpack.encode({"action": "ping", "id": number}))
+            while len(seen) < 30:
+                await client.ws.receive()
+            beside.cancel()
+        assert len(set(seen)) == 30, "frames that had come together were taken without a pause"
 
     run(talk())
 

@@ -117,8 +117,7 @@ def test_what_waits_together_goes_into_one_batch() -> None:
         assert bench.engine.proposed == 2
         for batch in range(4, 10):
             futures.append(bench.start(account(batch * 10)))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
         # The pipe holds four batches; the rest waits and leaves together.
         assert bench.engine.proposed == 4
         bench.engine.release()
