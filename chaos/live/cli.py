@@ -23,7 +23,9 @@ from chaos.live.scenarios import SCENARIOS, SHAPES, Scenario, UnknownScenario, s
 from chaos.report.words import busy_words
 
 app = typer.Typer(no_args_is_help=True, help="Break a cluster of real processes on purpose, and judge what it did.")
-out = Console(highlight=False)
+PIPED_COLUMNS = 200
+"""A line stays a line where nobody looks at a screen."""
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_COLUMNS)
 talk = Console(stderr=True, highlight=False)
 
 EXIT_PASS, EXIT_FAIL, EXIT_USAGE, EXIT_INVALID, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
