@@ -22,6 +22,9 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.fano
 SLICE_S = 0.005
 """After so much writing others get a turn of the loop."""
 LOOK_EVERY = 32
+DRIFT = 0.9
+"""A round may come so many ticks after the one before. What is published once per tick, in another phase, would wait
+for the rest of ours every time; so the phase moves, a tenth at a time, until the two fall together."""
 IDLE_S = 0.5
 """A round at least this often, for readers that had no room, or that want it once a second."""
 
@@ -213,12 +216,12 @@ class Hub:
     # ---- rounds ----
 
     async def run(self) -> None:
-        """Send until cancelled: at once when something changed after a pause, else one round per tick."""
+        """Send until cancelled: at once when something changed after a pause, else about one round per tick."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_S):
                     await self._wake.wait()
-            due_s = self._begun_s + self.pace.tick_ms / 1000
+            due_s = self._begun_s + self.pace.tick_ms / 1000 * DRIFT
             wait_s = due_s - time.monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)

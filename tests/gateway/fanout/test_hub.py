@@ -1,6 +1,8 @@
 """Rounds of sending: the newest always arrives, nothing that may not be lost is, and load is answered in steps."""
 
 import asyncio
+import statistics
+import time
 from typing import Any
 
 from hypothesis import given, settings
@@ -38,6 +40,20 @@ class Taking(Reader):
         count = len(self.dirty)
         self.dirty.clear()
         return count
+
+
+class Waiting(Taking):
+    """Notes how long each update waited for its round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.published_s = 0.0
+        self.waits_s: list[float] = []
+
+    def write(self, now: Round) -> int:
+        if self.dirty:
+            self.waits_s.append(time.monotonic() - self.published_s)
+        return super().write(now)
 
 
 def value(number: int) -> Fragment:
@@ -150,6 +166,23 @@ async def test_a_round_begins_at_once_and_the_next_a_tick_later() -> None:
         assert 2 <= len(times) <= times[-1] / 0.1 + 2, times
     finally:
         await end(running)
+
+
+async def test_rounds_fall_together_with_who_publishes_once_per_tick() -> None:
+    """Published in the middle between two rounds, each update would wait for half a tick, for ever."""
+    hub, reader = Hub(1), Waiting()
+    topic = hub.subscribe(reader, ("nbbo", "A"), formats=JSON)
+    running = asyncio.create_task(hub.run())
+    tick_s = hub.pace.tick_ms / 1000
+    began_s = time.monotonic()
+    for number in range(18):
+        due_s = began_s + (0.0 if not number else (number - 0.5) * tick_s)
+        await asyncio.sleep(due_s - time.monotonic())
+        reader.published_s = time.monotonic()
+        hub.publish(topic, value(number))
+    await end(running)
+    assert statistics.median(reader.waits_s[1:5]) > 0.25 * tick_s
+    assert statistics.median(reader.waits_s[-5:]) < 0.15 * tick_s
 
 
 async def test_a_frame_says_how_far_it_brings_its_reader() -> None:
