@@ -125,6 +125,8 @@ class Batcher:
         """First items of what was put in under a sampled trace, with the time; empty nearly always."""
         self._scheduled = False
         self._gap: asyncio.TimerHandle | None = None
+        self._more_than_one = False
+        """The batch before was full in bytes, so that something was left for another."""
 
     @property
     def queued(self) -> int:
@@ -237,7 +239,7 @@ class Batcher:
 
     def _gathers(self) -> bool:
         """Whether the next batch still waits for more; it is looked at again when that is over."""
-        if not self._under_way or self.queued >= self._limits.batch_commands_max:
+        if not self._under_way or self._more_than_one or self.queued >= self._limits.batch_commands_max:
             return False
         left_s = self._under_way[-1].proposed_at + GAP_S - time.perf_counter()
         if left_s <= 0:
@@ -262,6 +264,7 @@ class Batcher:
         main, lane, in_main = self._main, self._lane, self._in_main
         room, room_bytes = self._limits.batch_commands_max, self._limits.batch_bytes_max
         items: list[Item] = []
+        self._more_than_one = False
         while room:
             if lane:
                 queue = lane
@@ -273,6 +276,7 @@ class Batcher:
             envelope = item.envelope
             room_bytes -= len(envelope.body) + len(envelope.key) + len(envelope.scope) + _ENVELOPE_BYTES
             if room_bytes < 0 and items:
+                self._more_than_one = True
                 break
             queue.popleft()
             if queue is main:
@@ -288,6 +292,9 @@ class Batcher:
         return items
 
     def _put_back(self, items: list[Item]) -> None:
+        if self._lane:
+            self._lane.extendleft(reversed(items))  # all of them came from there, and go before the rest
+            return
         for item in reversed(items):
             self._main.appendleft(item)
             scope = item.envelope.scope

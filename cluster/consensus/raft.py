@@ -594,11 +594,15 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                 if not self._append_to(name, progress, empty=False):
                     break
             if silent and (speak or self._to_be_told(name, progress)):
-                self._append_to(name, progress, empty=True, quiet=not speak)
+                self._append_to(name, progress, empty=True, quiet=not speak and progress.joined)
 
     def _to_be_told(self, member: str, progress: Progress) -> bool:
-        """Replicas answer their own clients from what they applied; a witness learns of it when it is spoken to."""
-        return self._commit_to_tell > progress.commit_sent and self.others[member] is MemberRole.replica
+        """Replicas answer their own clients from what they applied; a witness learns of it when it is spoken to.
+
+        Who is to join again is told, whoever it is, and asked: its answer is what it is admitted on.
+        """
+        waits = self.others[member] is MemberRole.replica or not progress.joined
+        return waits and self._commit_to_tell > progress.commit_sent
 
     def _tell_commits_soon(self) -> None:
         """With the next entries, when what was just applied lets some be proposed; else by the next tick, at once."""
@@ -717,6 +721,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             or not reply.joined
             or self._may_go_on
             or progress.next_index <= self._last_for(member)
+            or self._to_be_told(member, progress)
             or len(self.reads) > 0
             or self.caretaker
         )
@@ -725,6 +730,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if len(self.reads):
             acked = (self._progress[name].acked_sequence for name in self.other_voters)
             self.reads.acked(acked, self.quorum - 1)
+            if self.reads.wants_round and self.commit_index >= self._SyncObj__noopIDx:
+                self.owner.wake()  # they came while that round was under way; no other message may come soon
 
     def _last_payload_index(self, index: int) -> int:
         """The newest entry of ours up to `index`: no others ever reach the state machine's applied index."""
@@ -1254,9 +1261,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                         raise ApplyFailed(f"on_committed failed at index {index}: {error!r}") from error
                 elif kind not in (NO_OP, CONFIGURATION):
                     raise BrokenInvariant(f"entry {index} is of unknown kind {kind!r}")
-            if monotonic() > until:
-                self.owner.wake()
-                break
+                if monotonic() > until:
+                    self.owner.wake()
+                    return False
         return False
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> None:

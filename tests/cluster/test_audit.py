@@ -232,6 +232,89 @@ def test_replicas_are_told_of_a_commit_at_once_and_answer_nothing(clock: Clock) 
     assert lab.net.queued("a", "b") == []  # once is enough
 
 
+def test_who_is_to_join_again_is_told_of_commits_and_asked(clock: Clock) -> None:
+    """It is admitted on its answer. Without one it would wait for the next heartbeat."""
+    lab = Lab(clock, "abw", witnesses="w")
+    a = lab.elect("a")
+    lab.run(0.1)
+    a.raft._SyncObj__newAppendEntriesTime = clock.now + 10
+    progress = a.raft.progress("w")
+    assert progress is not None
+    progress.joined = False
+    lab.propose("a", b"x")
+    lab.step()
+    lab.step()
+    progress.joined = False  # as it would still say of itself
+    a.raft.tick()
+    a.raft.tick()
+    assert lab.net.queued("a", "w")[-1].sequence != UNANSWERED
+
+
+def test_who_was_probed_during_a_commit_is_told_when_it_answers(clock: Clock) -> None:
+    lab = Lab(clock, "abc")
+    a = lab.elect("a")
+    lab.run(0.1)
+    a.raft._SyncObj__newAppendEntriesTime = clock.now + 10
+    progress = a.raft.progress("c")
+    assert progress is not None
+    progress.link_lost()
+    progress.probe_sent = True
+    lab.propose("a", b"x")
+    lab.step()
+    lab.step()
+    a.raft.tick()
+    a.raft.tick()
+    index = a.journal.last_index
+    assert a.raft.commit_index == index
+    assert lab.net.queued("a", "c") == []
+    progress.next_index = index + 1
+    assert a.raft.received("c", AppendReply(a.raft.term, a.raft._sequence, index, 0, 0, True, False))
+    a.raft.tick()
+    assert lab.net.queued("a", "c")[-1].commit_index == index
+
+
+def test_reads_that_came_during_a_round_begin_the_next_when_it_ends(clock: Clock) -> None:
+    lab = Lab(clock, "abc")
+    a = lab.elect("a")
+    lab.run(0.1)
+    answers: list[int | None] = []
+    a.raft.read(answers.append)
+    a.raft.tick()
+    a.raft.read(answers.append)
+    a.raft.tick()
+    lab.net.run()
+    wakes = a.wakes
+    a.raft.tick()
+    assert (len(answers), a.wakes) == (1, wakes + 1)
+    a.raft.tick()
+    lab.net.run()
+    a.raft.tick()
+    assert len(answers) == 2
+
+
+def test_a_slow_state_machine_is_left_in_time_whatever_is_committed_together(clock: Clock) -> None:
+    lab = Lab(clock, "abc")
+    a = lab.elect("a")
+    lab.run(0.1)
+    deliver = a.deliver
+
+    def slow(index: int, payload: bytes) -> None:
+        clock.now += 0.03
+        deliver(index, payload)
+
+    a.deliver = slow  # type: ignore[method-assign]
+    lab.propose("a", b"1", b"2", b"3")
+    lab.step()
+    lab.step()
+    told = len(a.delivered)
+    wakes = a.wakes
+    a.raft.tick()
+    assert len(a.delivered) == told + 1
+    assert a.wakes > wakes
+    a.raft.tick()
+    assert len(a.delivered) == told + 2
+
+
 def test_with_more_to_send_nothing_is_sent_to_tell_of_a_commit(clock: Clock) -> None:
     lab = Lab(clock, "abc")
     a = lab.elect("a")
@@ -260,6 +343,7 @@ def test_an_answer_that_moves_nothing_asks_for_no_tick(clock: Clock) -> None:
     assert a.raft.received("b", answer)
     a.raft.tick()
     assert a.raft.commit_index == index
+    a.raft.tick()  # tells of it
     assert not a.raft.received("c", answer)
     a.raft.read(lambda _: None)
     assert a.raft.received("c", answer)

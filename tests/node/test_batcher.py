@@ -143,6 +143,35 @@ def test_behind_one_under_way_the_next_batch_gathers_for_a_while() -> None:
     run(talk, pipeline=4)
 
 
+def test_what_one_batch_had_no_room_for_in_bytes_waits_for_nothing() -> None:
+    async def talk(batcher: Batcher, pipe: Pipe) -> None:
+        big = [Prepared(Envelope("a", str(number), 0, bytes([0x91, 7]) + bytes(30_000))) for number in range(7)]
+        batcher.put(big)
+        await asyncio.sleep(0)
+        assert [len(keys) for keys in pipe.sent()] == [2, 2, 2, 1]
+
+    run(talk, batch_bytes_max=70_000, pipeline=4)
+
+
+def test_cancels_that_were_put_back_keep_their_order() -> None:
+    async def talk(batcher: Batcher, pipe: Pipe) -> None:
+        batcher.put([order("z", "first")])
+        await asyncio.sleep(0)
+        batcher.put([order("z", "0")])
+        batcher.put([cancel("x", str(number)) for number in range(1, 7)])
+        pipe.refuse = EngineOverloaded()
+        batcher.applied(pipe.payloads[0])
+        await asyncio.sleep(0)
+        pipe.refuse = None
+        while batcher.queued:
+            for payload in pipe.payloads[1:]:
+                batcher.applied(payload)
+            await asyncio.sleep(0.005)
+        assert [key for keys in pipe.sent()[1:] for key in keys] == ["1", "2", "3", "4", "5", "6", "0"]
+
+    run(talk, pipeline=1, batch_commands_max=3)
+
+
 def test_a_full_batch_waits_for_nothing() -> None:
     async def talk(batcher: Batcher, pipe: Pipe) -> None:
         batcher.put([order("a", str(number)) for number in range(7)])

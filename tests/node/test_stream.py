@@ -217,6 +217,33 @@ def test_a_flood_of_frames_lets_others_have_their_turns(tmp_path: Path, monkeypa
     run(talk())
 
 
+def test_a_burst_after_a_pause_is_taken_as_one(tmp_path: Path) -> None:
+    """The pause is no time in which others were kept waiting."""
+
+    async def talk() -> None:
+        async with Solo(tmp_path) as solo:
+            await list_market(solo, "alice")
+            client = await solo.stream("trader", "alice")
+            await client.hear("authorization")
+            batches = solo.node.submitter.batcher.batches
+            for _ in range(5):
+                await asyncio.sleep(2 * stream.TURN_S)
+                connection = next(iter(solo.streams.connections))
+                frames = [
+                    msgspec.json.encode({"action": "submit", "id": number, "commands": [order("sell", 1, "9.00")]})
+                    for number in range(4)
+                ]
+                reader = connection.socket._reader
+                assert reader is not None
+                for frame in frames:
+                    reader.feed_data(aiohttp.WSMessage(aiohttp.WSMsgType.TEXT, frame, None), len(frame))
+                for _ in frames:
+                    await client.hear("results")
+            assert solo.node.submitter.batcher.batches == batches + 5
+
+    run(talk())
+
+
 def test_private_events_show_one_side_only(tmp_path: Path) -> None:
     async def talk() -> None:
         async with Solo(tmp_path) as solo:
