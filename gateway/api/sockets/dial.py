@@ -30,6 +30,23 @@ class Dialed(Struct, frozen=True):
     socket: aiohttp.ClientWebSocketResponse[bool]
     node: str
 
+    async def close(self, code: int = 1000) -> None:
+        """Say goodbye. A node that reads nothing can't hold this up, nor who still waits for room to write to it."""
+        try:
+            async with asyncio.timeout(2 * _CLOSE_S):
+                await self.socket.close(code=code)
+        except TimeoutError:
+            pass
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """End the connection now; whoever waits for room to write goes on."""
+        # aiohttp has no public word for it: its close waits until the other side has taken everything.
+        transport = self.socket._writer.transport
+        if transport is not None:
+            transport.abort()
+
 
 class Dialer:
     """relay: knows the nodes, which of them are away, and their certificates."""
@@ -60,7 +77,7 @@ class Dialer:
                     socket = await self._session.ws_connect(
                         exact(node + path), headers=kept, protocols=protocols, max_msg_size=MESSAGE_BYTES_MAX,
                         compress=0, decode_text=False, timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
-                        ssl=self._relay.tls(),
+                        autoclose=False, ssl=self._relay.tls(),
                     )  # fmt: skip
             except Refused as refused:
                 if refused.said.status != 503:

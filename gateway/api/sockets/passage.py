@@ -18,7 +18,7 @@ from gateway.api.errors import NoNode
 from gateway.api.sockets.dial import Dialed, Refused
 from gateway.api.sockets.ledger import Frame, Ledger, is_authorized, is_closing
 from gateway.tasks import end
-from node.errors import NodeError
+from node.errors import NodeError, Unauthenticated
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.relay")
 
@@ -67,12 +67,13 @@ class Passage:
     ) -> None:
         self.client = client
         self.node = dialed.node
-        self._socket: aiohttp.ClientWebSocketResponse[bool] | None = dialed.socket
+        self._dialed: Dialed | None = dialed
         self._redial = redial
         self._ledger = ledger
         self._counters = counters
         self._format = WSMsgType.BINARY if client.ws_protocol == "tiebreak.msgpack" else WSMsgType.TEXT
         self._refused: NodeError | None = None
+        """Why no other node was found, when the search has ended."""
         self._connected = asyncio.Event()
         self._connected.set()
         self._answered = asyncio.Event()
@@ -122,9 +123,10 @@ class Passage:
             await self._pass_on(message.data, message.type)
 
     async def _pass_on(self, data: bytes, opcode: WSMsgType) -> None:
-        await self._connected.wait()
-        socket, self._format = self._socket, opcode
-        if socket is None:
+        while not self._connected.is_set():  # a node that was found may be gone before this task wakes
+            await self._connected.wait()
+        dialed, self._format = self._dialed, opcode
+        if dialed is None:
             if self._ledger is not None and self._refused is not None:
                 for frame in self._ledger.refusals(data, opcode, self._refused):
                     await self._tell(frame)
@@ -132,9 +134,9 @@ class Passage:
         if self._ledger is not None:
             self._ledger.sent(data, opcode)  # from here on it may be at the node, whatever becomes of the write
         try:
-            await socket.send_frame(data, opcode)
+            await dialed.socket.send_frame(data, opcode)
         except (ConnectionError, RuntimeError, aiohttp.ClientError):
-            if socket is self._socket:
+            if dialed is self._dialed:
                 self._connected.clear()  # the other task finds out as well, and looks for another node
 
     # ---- from nodes ----
@@ -142,18 +144,21 @@ class Passage:
     async def _from_nodes(self) -> Goodbye:
         ledger = self._ledger
         while True:
-            socket = self._socket
-            if socket is None:
+            dialed = self._dialed
+            if dialed is None:
                 return Goodbye(CLOSE_NO_CODE)
-            goodbye = await self._from_node(socket)
+            goodbye = await self._from_node(dialed.socket)
             self._connected.clear()
-            self._socket = None
+            self._dialed = None
             if ledger is not None:
                 self._counters["unknown"] += ledger.commands
                 for frame in ledger.unknown():
                     await self._tell(frame)
                 self._answered.set()
-            await socket.close()
+            if goodbye is None:
+                dialed.abort()  # a node that hangs takes nothing: the other task may wait for room there
+            else:
+                await dialed.close()
             if goodbye is not None and goodbye.code not in LEAVING:
                 return goodbye
             self._counters["lost" if goodbye is None else "left"] += 1
@@ -165,7 +170,7 @@ class Passage:
                 self._connected.set()
                 await asyncio.sleep(_SAY_NO_S)  # what came meanwhile is told that it was not sent
                 return found
-            self.node, self._socket, self._is_first = found.node, found.socket, True
+            self.node, self._dialed, self._is_first = found.node, found, True
             listen = ledger.listen_again()
             if listen is not None:
                 with suppress(ConnectionError, RuntimeError, aiohttp.ClientError):
@@ -202,11 +207,13 @@ class Passage:
                 return await self._redial()
             except Refused as refused:
                 if refused.said.status == 401:
+                    self._refused = Unauthenticated("no node takes this stream's token any more; nothing was sent")
                     return Goodbye(CLOSE_UNAUTHENTICATED, "unauthenticated")
-                self._refused = NoNode(f"no node takes this stream now: HTTP {refused.said.status}; nothing was sent")
+                why = NoNode(f"no node takes this stream now: HTTP {refused.said.status}; nothing was sent")
             except NoNode as error:
-                self._refused = error
+                why = error
             if loop.time() > deadline_s:
+                self._refused = why
                 return Goodbye(CLOSE_TRY_LATER, f"no_node{self._resume()}")
             await asyncio.sleep(_LOOK_AGAIN_S)
 
@@ -237,9 +244,9 @@ class Passage:
 
     async def _close(self, goodbye: Goodbye) -> None:
         """To the node first: a session that orders hang on ends with the client."""
-        if self._socket is not None:
+        if self._dialed is not None:
             code = self.client.close_code or 1000
-            await self._socket.close(code=code if code < 5000 and code not in (1005, 1006) else 1000)
+            await self._dialed.close(code if code < 5000 and code not in (1005, 1006) else 1000)
         code = 1000 if goodbye.code == CLOSE_NO_CODE else goodbye.code
         try:
             async with asyncio.timeout(_CLOSE_S):

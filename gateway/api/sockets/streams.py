@@ -68,7 +68,7 @@ class Streams:
             client = _socket(dialed)
             await client.prepare(request)
         except BaseException:
-            await dialed.socket.close()
+            await dialed.close()
             raise
         await self._serve(request, client, dialed, ledger)
         return client
