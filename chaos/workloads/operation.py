@@ -22,7 +22,7 @@ NOTHING_DONE = frozenset(
         "snapshot_required", "request_timeout", "member_not_found", "member_is_witness", "member_not_voter",
         "member_not_reached", "member_behind", "change_refused", "change_too_early",
         # of gateways
-        "symbol_not_found", "no_node", "book_not_whole", "book_not_found", "past_gone", "too_many_rows", "no_parquet",
+        "symbol_not_found", "no_node", "only_at_nodes", "book_not_whole", "book_not_found", "past_gone", "too_many_rows", "no_parquet",
         "too_many_alerts", "clock_ahead", "store_full", "outbox_full", "key_not_in_use",
     }
 )  # fmt: skip

@@ -15,7 +15,11 @@ def committed_on_a_lie(stage: Stage, *, apart: str) -> None:
         stage.cut("a1 b1", apart)
     stage.lie("b1")
     last = stage.propose("a1", 3)[-1]
-    stage.until(lambda: stage.committed("a1", last) and stage.on_disk("b1", last), "committed, by b1's word")
+
+    def acknowledged() -> bool:
+        return stage.committed("a1", last) and stage.core("a1").progress("b1").matched_index >= last
+
+    stage.until(acknowledged, "committed, by b1's word")
     stage.crash("b1")
     assert not stage.on_disk("b1", last)
 
