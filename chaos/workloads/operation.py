@@ -22,8 +22,8 @@ NOTHING_DONE = frozenset(
         "snapshot_required", "request_timeout", "member_not_found", "member_is_witness", "member_not_voter",
         "member_not_reached", "member_behind", "change_refused", "change_too_early",
         # of gateways
-        "symbol_not_found", "no_node", "only_at_nodes", "book_not_whole", "book_not_found", "past_gone", "too_many_rows", "no_parquet",
-        "too_many_alerts", "clock_ahead", "store_full", "outbox_full", "key_not_in_use",
+        "symbol_not_found", "no_node", "book_not_whole", "book_not_found", "past_gone", "too_many_rows", "no_parquet",
+        "only_at_nodes", "too_many_alerts", "clock_ahead", "store_full", "outbox_full", "key_not_in_use",
     }
 )  # fmt: skip
 """Words of a node or gateway that say for certain: nothing was logged, nothing was written."""
