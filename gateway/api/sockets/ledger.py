@@ -1,16 +1,21 @@
 """What a stream of orders has under way at its node, read along as frames pass: who breaks must say what is unknown."""
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 from aiohttp import WSMsgType
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from cluster import wire
 from node.errors import NodeError, OutcomeUnknown
 
 Frame = tuple[bytes, WSMsgType]
 """What is in one WebSocket message, and whether it is text."""
+
+
+_MOST = Meta(max_length=wire.COMMANDS_PER_FRAME_MAX)
+"""A node takes no longer frame, and closes the stream: nothing of it is under way."""
 
 
 class _Named(Struct, frozen=True, gc=False):
@@ -24,14 +29,14 @@ class _Named(Struct, frozen=True, gc=False):
 
 class _Submit(Struct, frozen=True, tag="submit", tag_field="action"):
     id: int
-    commands: list[_Named]
+    commands: Annotated[list[_Named], _MOST]
 
 
 class _RawSubmit(Struct, frozen=True, tag="submit", tag_field="action"):
     """Commands of which some can't be read: a node answers these one by one, too."""
 
     id: int
-    commands: list[msgspec.Raw]
+    commands: Annotated[list[msgspec.Raw], _MOST]
 
 
 class _Listen(Struct, frozen=True, tag="listen", tag_field="action"):
