@@ -25,7 +25,7 @@ MEASURED ?= measured
 TESTS ?= tests
 
 # What tests of chaos and of comparisons use where this machine can have it; without it they skip, and say what is missing.
-EXTRAS := $(shell command -v go >/dev/null && echo toxiproxy peers; \
+EXTRAS := $(shell command -v go >/dev/null && echo toxiproxy peers; command -v cc >/dev/null && echo fast; \
   [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v nft >/dev/null && echo nftables)
 
 .PHONY: help install demo test bench measure fast toxiproxy nftables peers lock clean
