@@ -9,7 +9,14 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import structlog
 from msgspec import Struct
 from redis.asyncio import Redis
-from redis.exceptions import MovedError, NoScriptError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import (
+    MovedError,
+    NoScriptError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    SlotNotCoveredError,
+)
 
 from gateway.cache.cluster import ClusterServer, Word
 
@@ -115,6 +122,7 @@ class CacheClient:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._server: Server | None = None
+        self._was_cluster = False
         self._finding: asyncio.Task[Server] | None = None
         self._room = asyncio.Semaphore(CONNECTIONS_MAX)
 
@@ -158,6 +166,8 @@ class CacheClient:
                 server = self._server or await self._find()
                 try:
                     return await work(server)
+                except SlotNotCoveredError:
+                    raise  # of one slot: the server looks anew by itself, and serves the others
                 except (MovedError, RedisClusterException):
                     await self._forget(server)  # what was one server is a cluster now, or the other way round
                     raise
@@ -173,6 +183,9 @@ class CacheClient:
 
     async def _found(self) -> Server:
         self._server = server = await self._searched()
+        if self.is_cluster != self._was_cluster:  # said once: it is found anew at every ask while it has no slots
+            self._was_cluster = self.is_cluster
+            log.info("the cache is a cluster" if self.is_cluster else "the cache is one server")
         return server
 
     async def _searched(self) -> Server:
@@ -189,9 +202,7 @@ class CacheClient:
             await single.aclose()
         if not cluster:
             return SingleServer(urls[0])
-        found = ClusterServer(urls, timeout_s=TIMEOUT_S, connections_max=CONNECTIONS_MAX + 2)
-        log.info("the cache is a cluster")
-        return found
+        return ClusterServer(urls, timeout_s=TIMEOUT_S, connections_max=CONNECTIONS_MAX + 2)
 
     async def _forget(self, server: Server) -> None:
         if self._server is server:

@@ -63,6 +63,7 @@ class ClusterServer:
         self._looked_at_s = 0.0
         self._failed: str | None = None
         self._lost: RedisClusterException | None = None
+        self._is_closed = False
 
     async def ask(self, command: Sequence[Word]) -> Any:
         if self._lost is not None:
@@ -70,24 +71,34 @@ class ClusterServer:
         if not self._cluster.nodes_manager.slots_cache:
             await asyncio.shield(self._look())  # whoever asks first may have less time than it takes
         key = command[3] if command[0] in _SCRIPTS else command[1]
-        node = self._cluster.get_node_from_key(key)
+        node: Any = None  # a ClusterNode; None: whoever has the slot
         asking = False
         for _ in range(REDIRECTS_MAX):
             try:
+                node = node or self._cluster.get_node_from_key(key)
                 return await (_asking(node, command) if asking else node.execute_command(*command))
             except TryAgainError:
                 await asyncio.sleep(MOVING_S)  # a script's keys are on two nodes at the moment
-                node, asking = self._cluster.get_node_from_key(key), False
+                node, asking = None, False
             except MovedError as error:
-                error.host = error.host or node.host
-                await self._cluster.nodes_manager.move_slot(error)
-                node, asking = self._cluster.get_node_from_key(key), False
+                await self._move(error, node.host)
+                node, asking = None, False
             except AskError as error:
                 node, asking = self._at(error.host or node.host, error.port), True
-            except _IN_DOUBT:
-                self._doubt(node.name)
+            except (*_IN_DOUBT, asyncio.CancelledError):
+                # Cancelled: whoever asked had less time than the socket has, so a node that hangs shows as no error.
+                self._doubt(node)
                 raise
         raise ClusterDownError(f"{REDIRECTS_MAX} nodes sent it on to another")
+
+    async def _move(self, error: MovedError, host: str) -> None:
+        """Remember who has the slot. host: of who says so, for an answer that names none."""
+        manager = self._cluster.nodes_manager
+        error.host = error.host or host
+        try:
+            await manager.move_slot(error)
+        except KeyError:  # a look meanwhile found nobody who has it
+            manager.slots_cache[error.slot_id] = [self._at(error.host, error.port)]
 
     def _at(self, host: str, port: int) -> ClusterNode:
         """A node that may have no slot yet, so that a look would not find it."""
@@ -98,10 +109,11 @@ class ClusterServer:
             manager.set_nodes(manager.nodes_cache, {found.name: found})
         return found
 
-    def _doubt(self, name: str) -> None:
+    def _doubt(self, node: ClusterNode | None) -> None:
         """Look anew, beside whatever is asked meanwhile: another node may have its slots by now."""
-        self._failed = name
-        if time.monotonic() - self._looked_at_s >= LOOK_AGAIN_S:
+        if node is not None:
+            self._failed = node.name
+        if not self._is_closed and time.monotonic() - self._looked_at_s >= LOOK_AGAIN_S:
             self._look()
 
     def _look(self) -> "asyncio.Task[None]":
@@ -119,6 +131,9 @@ class ClusterServer:
         except RedisClusterException as error:
             self._lost = error  # none of them answers as a node of a cluster does; whoever owns us begins anew
             raise
+        except (LookupError, ValueError) as error:  # how redis-py says that they answer, and that nobody has a slot
+            self._lost = RedisClusterException("no node of the cluster knows one that has slots")
+            raise self._lost from error
 
     async def nodes(self, timeout_s: float) -> dict[str, dict[str, Any] | None]:
         known: list[ClusterNode] = list(self._cluster.nodes_manager.nodes_cache.values())
@@ -126,6 +141,7 @@ class ClusterServer:
         return {node.name: info for node, info in sorted(zip(known, found, strict=True), key=lambda one: one[0].name)}
 
     async def aclose(self) -> None:
+        self._is_closed = True  # what is cut off by it does not look anew
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)

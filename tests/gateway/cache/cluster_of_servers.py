@@ -13,10 +13,12 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
+from gateway.cache.client import CacheClient, connect
 from gateway.cache.server import find_server
 from tests.node.fakes import free_ports
 
 SLOTS = 16_384
+SERVES_THE_REST = ("--cluster-require-full-coverage", "no")
 
 
 class Server:
@@ -69,11 +71,16 @@ class Cluster:
         return "redis://" + ",".join(server.name for server in self.servers)
 
     async def start(self) -> None:
+        """Start all of them blank: none knows another, or has a slot, before `join`."""
         for server in self.servers:
+            (server.folder / "nodes.conf").unlink(missing_ok=True)
             server.start()
         for server in self.servers:
             await answers(server)
             server.node_id = (await server.ask("CLUSTER", "MYID")).decode()
+
+    async def join(self) -> None:
+        """Make one cluster of them."""
         for number, server in enumerate(self.servers[: self.shared]):
             begin, end = SLOTS * number // self.shared, SLOTS * (number + 1) // self.shared
             await server.ask("CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
@@ -138,9 +145,17 @@ def named(servers: list[Server], prefix: str) -> Iterator[tuple[Server, str]]:
 
 @asynccontextmanager
 async def cluster_of_servers(
-    folder: Path, count: int = 3, *options: str, without_slots: int = 0, behind: Sequence[int] = ()
+    folder: Path,
+    count: int = 3,
+    *options: str,
+    without_slots: int = 0,
+    behind: Sequence[int] = (),
+    joined: bool = True,
 ) -> AsyncIterator[Cluster]:
-    """behind: ports under which the nodes name each other to clients: something there leads to them."""
+    """behind: ports under which the nodes name each other to clients: something there leads to them.
+
+    joined: False: nobody made a cluster of them yet.
+    """
     ports = free_ports(2 * (count + without_slots))
     servers = [
         Server(folder / f"node-{number}", ports[2 * number], ports[2 * number + 1], *options)
@@ -151,6 +166,8 @@ async def cluster_of_servers(
     try:
         cluster = Cluster(servers, count)
         await cluster.start()
+        if joined:
+            await cluster.join()
         yield cluster
     finally:
         for server in servers:
@@ -158,3 +175,26 @@ async def cluster_of_servers(
                 server.signal(signal.SIGCONT)
             server.kill()
             await server.client.aclose()
+
+
+@asynccontextmanager
+async def client_of(address: str) -> AsyncIterator[CacheClient]:
+    client = connect(address)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+def users_of(cluster: Cluster) -> list[tuple[str, Server]]:
+    return [(key[len("{tb:test:rate:") : -1], server) for server, key in _tags(cluster)]
+
+
+def _tags(cluster: Cluster) -> list[tuple[Server, str]]:
+    found: dict[Server, str] = {}
+    number = 0
+    while len(found) < cluster.shared:
+        tag = f"{{tb:test:rate:user-{number}}}"
+        found.setdefault(cluster.owner_of(tag), tag)
+        number += 1
+    return list(found.items())

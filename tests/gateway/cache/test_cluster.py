@@ -4,8 +4,7 @@ import asyncio
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.certificates import make_all
-from gateway.cache.client import CacheAway, CacheClient, InvalidCacheUrl, connect, parse
+from gateway.cache.client import CacheAway, CacheClient, InvalidCacheUrl, parse
 from gateway.cache.health import CacheHealth
 from gateway.cache.quotes import CacheQuotes, Known
 from gateway.cache.ranks import CacheRanks
@@ -23,22 +22,20 @@ from gateway.cache.state import Elsewhere, StateCache
 from gateway.events import Position
 from gateway.market.nbbo import Nbbo
 from tests.gateway.api.sites import market, trades
-from tests.gateway.cache.cluster_of_servers import Cluster, Server, cluster_of_servers, named
+from tests.gateway.cache.cluster_of_servers import (
+    SERVES_THE_REST,
+    Cluster,
+    Server,
+    client_of,
+    cluster_of_servers,
+    named,
+    users_of,
+)
 from tests.gateway.feeding import Gateway, batches, feed, shown_by_gateway, shown_by_node, until, url
 from tests.node.fakes import free_ports
 from tests.node.solo import Solo
 
 KINDS = ("accounts", "books")
-SERVES_THE_REST = ("--cluster-require-full-coverage", "no")
-
-
-@asynccontextmanager
-async def client_of(address: str) -> AsyncIterator[CacheClient]:
-    client = connect(address)
-    try:
-        yield client
-    finally:
-        await client.aclose()
 
 
 def quote(symbol: str, bid: int) -> tuple[str, Known]:
@@ -239,20 +236,6 @@ async def test_a_node_that_hangs_holds_up_nobody_who_is_on_another(tmp_path: Pat
                 with suppress(CacheAway):
                     assert [await rates.count(user, 1, 60.0, 1_000, 0.0) for user in users]
                     break
-
-
-def users_of(cluster: Cluster) -> list[tuple[str, Server]]:
-    return [(key[len("{tb:test:rate:") : -1], server) for server, key in _tags(cluster)]
-
-
-def _tags(cluster: Cluster) -> list[tuple[Server, str]]:
-    found: dict[Server, str] = {}
-    number = 0
-    while len(found) < len(cluster.servers):
-        tag = f"{{tb:test:rate:user-{number}}}"
-        found.setdefault(cluster.owner_of(tag), tag)
-        number += 1
-    return list(found.items())
 
 
 async def test_a_cluster_that_is_not_there_yet_is_found_when_it_is(tmp_path: Path) -> None:
