@@ -140,3 +140,31 @@ PROMTOOL = shutil.which("promtool", path=f"{Path(sys.executable).parent}{os.path
 def test_prometheus_takes_them() -> None:
     checked = subprocess.run([str(PROMTOOL), "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+CACHE_NODE = """
+rule_files: [{rules}]
+evaluation_interval: 30s
+tests:
+  - interval: 30s
+    input_series:
+      - {{series: 'tiebreak_gateway_cache_node_up{{instance="gw", node="a:1"}}', values: "1 1 0x9"}}
+      - {{series: 'tiebreak_gateway_cache_node_up{{instance="gw", node="b:1"}}', values: "1 0 0 1x8"}}
+    alert_rule_test:
+      - {{eval_time: 150s, alertname: TiebreakGatewayCacheNodeDown, exp_alerts: []}}
+      - eval_time: 180s
+        alertname: TiebreakGatewayCacheNodeDown
+        exp_alerts:
+          - exp_labels: {{severity: ticket, instance: gw, node: "a:1"}}
+            exp_annotations:
+              summary: "gw: node a:1 of the cache does not answer"
+              action: Start it again, or let a replica take its slots. What they have is served from memory meanwhile.
+"""
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: `make test` fetches it on Debian")
+def test_a_node_of_the_cache_that_stays_down_is_told_and_one_that_comes_back_is_not(tmp_path: Path) -> None:
+    (tmp_path / "test.yml").write_text(CACHE_NODE.format(rules=RULES))
+    command = [str(PROMTOOL), "test", "rules", str(tmp_path / "test.yml")]
+    tested = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
