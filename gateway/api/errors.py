@@ -87,6 +87,14 @@ class OnlyAtNodes(NodeError):
     error = "only_at_nodes"
 
 
+class AnswerTooLarge(NodeError):
+    """A node's answer has more bytes than this gateway passes on."""
+
+    status = 502
+    number = 1059
+    error = "answer_too_large"
+
+
 _NUMBERS = {
     "invalid_field": errors.InvalidField.number,
     "not_found": errors.NotFound.number,

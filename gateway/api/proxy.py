@@ -7,7 +7,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from gateway.api.guard import is_socket
-from gateway.api.relay import ANSWER_S_MAX, HOP, exact
+from gateway.api.relay import ANSWER_S_MAX, HOP, exact, sent_once
 from gateway.api.sockets.tunnel import to_core
 from gateway.workers.worker import Worker, refusals
 from node.errors import NotReady, OutcomeUnknown
@@ -30,7 +30,9 @@ class Proxy:
             connector=aiohttp.UnixConnector(self._path, limit=UNDER_WAY_MAX),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=ANSWER_S_MAX + 2.0),
+            # Not for the whole: an export may be long.
+            timeout=aiohttp.ClientTimeout(total=None, connect=ANSWER_S_MAX + 2.0, sock_read=ANSWER_S_MAX + 2.0),
+            middlewares=(sent_once,),
         )
         yield
         await self._session.close()
@@ -55,7 +57,7 @@ class Proxy:
                 request.method, exact(f"http://core{request.rel_url.raw_path_qs}"), headers=headers, data=body or None,
                 allow_redirects=False,
             )  # fmt: skip
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotReady("the gateway's core is away: nothing was sent; come back") from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if request.method in ("GET", "HEAD"):

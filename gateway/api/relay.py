@@ -13,11 +13,12 @@ import aiohttp
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.client_middlewares import ClientHandlerType
 from msgspec import Struct
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from gateway.api.errors import NoNode
+from gateway.api.errors import AnswerTooLarge, NoNode
 from node.errors import NodeError, OutcomeUnknown, Overloaded, ReadTimeout
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.relay")
@@ -44,6 +45,33 @@ HOP = frozenset(
 def exact(url: str) -> URL:
     """The address letter by letter. Made tidy, `%2e%2e` would lead to another path than the one that was looked at."""
     return URL(url, encoded=True)
+
+
+class AnswerLost(aiohttp.ClientError):
+    """A command was sent, and its connection broke before the answer."""
+
+
+async def sent_once(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
+    """For aiohttp's middlewares. It sends a PUT or DELETE again by itself when a connection that was kept breaks."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        raise  # nothing was sent
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        if request.method in ("GET", "HEAD"):
+            raise
+        raise AnswerLost(str(error)) from error
+
+
+async def up_to(content: aiohttp.StreamReader, bytes_max: int) -> bytes:
+    """A whole body. One that is longer is cut a little behind `bytes_max`: whoever asks must look."""
+    pieces, size = [], 0
+    async for piece in content.iter_any():
+        pieces.append(piece)
+        size += len(piece)
+        if size > bytes_max:
+            break
+    return b"".join(pieces)
 
 
 class Said(Struct, frozen=True):
@@ -97,7 +125,7 @@ class Relay:
         """Ask the nodes in turn until one answers.
 
         Raises: Overloaded: too many under way. NoNode: none could be reached, nothing was sent. OutcomeUnknown: a
-        command was sent and its answer did not come. ReadTimeout: no node answered a read.
+        command was sent and its answer did not come. ReadTimeout: no node answered a read. AnswerTooLarge: to a read.
         """
         if self.under_way >= UNDER_WAY_MAX:
             self.counters["overloaded"] += 1
@@ -113,7 +141,7 @@ class Relay:
             for node in self.order():
                 try:
                     said = await self._ask(method, node, url, kept, body, timeout_s)
-                except aiohttp.ClientConnectorError:
+                except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
                     self.is_away(node, "unreachable")
                     continue
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -154,11 +182,13 @@ class Relay:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         async with self._session.request(
             method, exact(node + url), headers=headers, data=body or None, timeout=timeout, allow_redirects=False,
-            ssl=self.tls(),
+            ssl=self.tls(), middlewares=(sent_once,),
         ) as response:  # fmt: skip
-            found = await response.content.read(ANSWER_BYTES_MAX)
-            while not response.content.at_eof() and len(found) < ANSWER_BYTES_MAX:
-                found += await response.content.read(ANSWER_BYTES_MAX)
+            found = await up_to(response.content, ANSWER_BYTES_MAX)
+            if len(found) > ANSWER_BYTES_MAX:
+                if method not in ("GET", "HEAD"):
+                    raise AnswerLost("the answer is too large")
+                raise AnswerTooLarge(f"the answer has more than {ANSWER_BYTES_MAX} bytes: ask for less at once")
             return Said(response.status, response.headers, found, node)
 
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 from multidict import CIMultiDict
 
 from gateway.api.errors import NoNode
-from gateway.api.relay import CONNECT_S, HOP, Relay, Said, exact
+from gateway.api.relay import CONNECT_S, HOP, Relay, Said, exact, up_to
 
 HANDSHAKE_S = 2.0
 MESSAGE_BYTES_MAX = 16 << 20
@@ -99,6 +99,6 @@ async def _whole_refusal(request: aiohttp.ClientRequest, handler: ClientHandlerT
     response = await handler(request)
     if response.status != 101:
         async with response:
-            body = await response.content.read(REFUSAL_BYTES_MAX)
+            body = await up_to(response.content, REFUSAL_BYTES_MAX)
             raise Refused(Said(response.status, response.headers, body, str(request.url.origin())))
     return response
