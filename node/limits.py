@@ -40,7 +40,7 @@ def middlewares(node: Node, limits: HttpLimits | None = None) -> list[Middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = request.transport.get_protocol() if request.transport is not None else None
         if isinstance(connection, Connection):
-            connection.request_began(is_stream="Upgrade" in request.headers and request.path in STREAM_PATHS)
+            connection.request_began(is_stream=_is_stream(request))
         request_id = request_id_of(request)
         request[REQUEST_ID] = request_id
         request[TRACE] = trace = enter(request.headers.get("traceparent", ""))
@@ -74,11 +74,11 @@ def middlewares(node: Node, limits: HttpLimits | None = None) -> list[Middleware
         if not path.startswith("/v1/"):
             return await handler(request)
         header = request.headers.get("Authorization")
-        if header is None and path in STREAM_PATHS and "Upgrade" in request.headers:
+        if header is None and _is_stream(request):
             return await handler(request)
         principal = node.authenticator.verify_header(header)
         request[PRINCIPAL] = principal
-        if path in STREAM_PATHS and "Upgrade" in request.headers:
+        if _is_stream(request):
             return await handler(request)
         cancel = request.method == "DELETE" and path.startswith("/v1/orders")
         grant = node.limiter.take(principal.subject, commands=not cancel, cancels=cancel)
@@ -98,6 +98,11 @@ def middlewares(node: Node, limits: HttpLimits | None = None) -> list[Middleware
         return response
 
     return [answer, bound, authenticate]
+
+
+def _is_stream(request: web.Request) -> bool:
+    """Any other method of these paths is a request like all others: DELETE /v1/orders/stream names an order."""
+    return request.method == "GET" and request.path in STREAM_PATHS and "Upgrade" in request.headers
 
 
 async def _answered(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:

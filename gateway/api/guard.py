@@ -95,7 +95,7 @@ def middlewares(authenticator: Authenticator, rates: Rates, limits: HttpLimits) 
 
 def is_socket(request: web.Request) -> bool:
     """Whether this is a WebSocket that ends at a node."""
-    return request.path in SOCKETS and "Upgrade" in request.headers
+    return request.method == "GET" and request.path in SOCKETS and "Upgrade" in request.headers
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -48,7 +48,7 @@ class Proxy:
                 connection.request_ended()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        if is_socket(request) and request.method == "GET":
+        if is_socket(request):
             return await to_core(request, self._path)
         headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in HOP)
         body = await request.read()

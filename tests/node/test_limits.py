@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from node.guard import HttpLimits
+from node.limits import STREAM_PATHS
 from tests.node.solo import Solo, bearer, run
 
 
@@ -255,3 +256,15 @@ def test_a_bound_of_nothing_is_refused() -> None:
         HttpLimits(body_bytes_max=0)
     with pytest.raises(ValueError, match="connections_per_address_max 5 is above connections_max 4"):
         HttpLimits(connections_per_address_max=5, connections_max=4)
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "PATCH"])
+@pytest.mark.parametrize("path", sorted(STREAM_PATHS))
+def test_only_a_stream_may_come_without_a_token(method: str, path: str, tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with Solo(tmp_path) as solo:
+            head = get(path, "Upgrade: websocket", "Connection: close").replace(b"GET", method.encode())
+            status, _, body = await raw(solo, head)
+            assert (status, json.loads(body)["error"]) == (401, "unauthenticated")
+
+    run(talk())

@@ -142,3 +142,12 @@ async def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error_of_ours(
         await until(lambda: not site.app._guard.connections)
         await asyncio.sleep(0.05)
         assert [one for one in caplog.records if one.name == "aiohttp.server"] == []
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "PATCH"])
+@pytest.mark.parametrize("path", sorted(SOCKETS))
+async def test_only_a_stream_may_come_without_a_token(method: str, path: str, tmp_path: Path) -> None:
+    async with market(tmp_path) as (_, (site,)):
+        refused = await site.ask(path, method=method, bearer="", Upgrade="websocket", Connection="Upgrade")
+        assert (refused.status, refused.body["error"]) == (401, "unauthenticated")
+        assert "X-Relayed-From" not in refused.headers
