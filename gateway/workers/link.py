@@ -54,7 +54,7 @@ class CoreLink(asyncio.Protocol):
     """Implements Source. Keeps a connection to the core for as long as `run` runs.
 
     on_lost_past: given the channels of which updates are missing for good. on_leave: this worker is not wanted.
-    on_welcome: the core is there, and knows nothing of what this worker holds.
+    on_welcome: the core is there, and knows nothing of what this worker holds; from here on it is told.
     """
 
     def __init__(self, hub: Hub, path: Path, *, number: int = 0, run: str = "") -> None:
@@ -245,7 +245,6 @@ class CoreLink(asyncio.Protocol):
     def _welcomed(self, message: Welcome) -> None:
         self.counters["connected"] += 1
         self.channels = message.channels
-        self.on_welcome()
         before = Place(self.hub.epoch, self.hub.seq)
         if message.epoch != self.hub.epoch:
             self.hub.begin(message.epoch, message.seq)
@@ -253,6 +252,7 @@ class CoreLink(asyncio.Protocol):
         self._formats = {}
         if not topics:
             self._is_whole = True
+            self.on_welcome()
             return
         self._ids += 1
         keys = [(channel, symbol) for channel, symbol, _ in topics]
@@ -265,6 +265,7 @@ class CoreLink(asyncio.Protocol):
         if opened.away:
             return
         self._is_whole = True
+        self.on_welcome()
         hub = self.hub
         for key, fragment in opened.states.items():
             topic = hub.topics.get(key)

@@ -129,6 +129,8 @@ class Streams:
         )
         self.counters["opened"] += 1
         self.open.add(passage)
+        if self.draining:
+            passage.leave(wait_s=0)  # it dialed, or said who it is, when the others were told
         try:
             await passage.run()
         finally:
@@ -149,7 +151,7 @@ class Streams:
     # ---- bounds ----
 
     def _check_room(self, principal: Principal) -> None:
-        if len(self.open) >= STREAMS_MAX:
+        if self._of_user.total() >= STREAMS_MAX:  # those that dial are streams already
             raise Overloaded(f"{STREAMS_MAX} streams to nodes are open here: come back, or go to the other site")
         if self._of_user[principal.subject] >= self._per_user_max:
             raise Overloaded(f"a user holds at most {self._per_user_max} streams to nodes")
@@ -167,7 +169,7 @@ class Streams:
         for passage in self.open:
             passage.leave(wait_s=timeout_ms / 2000)
         deadline_s = asyncio.get_running_loop().time() + timeout_ms / 1000
-        while self.open and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 - each ends by itself
+        while self._of_user and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 - each ends by itself
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:

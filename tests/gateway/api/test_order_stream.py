@@ -423,3 +423,33 @@ async def test_workers_hand_streams_to_the_core_and_drain_with_it(tmp_path: Path
         assert (await anna.hear("closing"))["reason"] == "draining"
         assert (await anna.ws.receive(5)).type is aiohttp.WSMsgType.CLOSE and anna.ws.close_code == 1012
         await leaving
+
+
+async def test_streams_that_are_being_opened_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STREAMS_MAX", 1)
+    async with market(tmp_path) as (_, (site,)):
+        mine, go = site.app.api.streams, asyncio.Event()
+        dial = mine._dialer.dial
+
+        async def slowly(*words: Any) -> Any:
+            await go.wait()
+            return await dial(*words)
+
+        monkeypatch.setattr(mine._dialer, "dial", slowly)
+        first = asyncio.create_task(stream(site))
+        await until(lambda: bool(mine._of_user))
+        with pytest.raises(aiohttp.WSServerHandshakeError) as full:
+            async with asyncio.timeout(1):
+                await stream(site, headers=bearer("auditor"))
+        assert full.value.status == 429
+        go.set()
+        await (await first).close()
+
+
+async def test_a_stream_that_is_opened_while_the_gateway_leaves_is_sent_away(tmp_path: Path) -> None:
+    async with market(tmp_path) as (solo, (site,)):
+        late = await stream(site, headers={})
+        await site.app.api.streams.drain(timeout_ms=100)
+        await late.say({"action": "authenticate", "token": token("trader", "anna")})
+        assert await ends(late) == (1012, "draining")
+        await until(lambda: not solo.streams.connections)

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from msgspec import Struct
+
 from gateway.fanout.hub import Hub
 from gateway.stream.admission import StreamLimits
 from gateway.stream.places import CONNECTION, STREAM, SUBSCRIPTION, Caps, Places
 from gateway.tasks import end
 from gateway.workers.door import CoreDoor
 from gateway.workers.link import CoreLink
+from gateway.workers.words import Reopen
 from node.guard import ConnectionGuard, HttpLimits
 from tests.gateway.api.sites import sites
 from tests.gateway.feeding import until
@@ -225,3 +228,47 @@ async def test_a_gateway_with_workers_keeps_the_caps_of_its_file() -> None:
         for client in clients:
             client.close()
         await until(lambda: not core.places.totals[STREAM])
+
+
+class Slow(CoreLink):
+    """Asks for its topics only when it is let."""
+
+    hold = False
+    kept: Reopen | None = None
+
+    def send(self, message: Struct) -> None:
+        if self.hold and isinstance(message, Reopen):
+            self.kept = message
+        else:
+            super().send(message)
+
+
+async def test_what_comes_and_goes_while_topics_are_opened_again_is_told(tmp_path: Path) -> None:
+    core, hub = Cored(tmp_path, limits=FEW), Hub(0)
+    link = Slow(hub, tmp_path / "core.sock")
+    door = CoreDoor(link, Caps(FEW), FEW, share=1)
+    serving = Serving(source=link, hub=hub, limits=FEW, door=door)
+    running = asyncio.create_task(link.run())
+    try:
+        async with serving.running():
+            async with core.fanning():
+                await until(lambda: link.is_live)
+                stays, leaves = [await serving.client() for _ in range(2)]
+                await stays.subscribe("nbbo", "AAPL")
+            await until(lambda: not link.is_whole)
+            link.hold = True
+            async with core.fanning():
+                await until(lambda: link.kept is not None)
+                leaves.close()
+                await until(lambda: door.held[STREAM, "anna"] == 1)
+                more = [await serving.client() for _ in range(3)]
+                assert [await is_let_in(client) for client in more] == [True] * 3
+                link.hold = False
+                if link.kept is not None:
+                    link.send(link.kept)
+                await until(lambda: link.is_whole and core.core.places.totals[STREAM] == 4)
+                for client in (stays, *more):
+                    client.close()
+                await until(lambda: not core.core.places.totals[STREAM] and not door.held)
+    finally:
+        await end(running)
