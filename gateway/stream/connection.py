@@ -80,8 +80,8 @@ class Connection(Outlet, asyncio.Protocol):
     """The protocol of a connection after its upgrade. principal: None: its first message must authenticate."""
 
     __slots__ = (
-        "_allowance", "_closing", "_heard_s", "_opened_s", "_parser", "_pending", "_pinged_s", "_server", "has_place",
-        "is_ended", "principal",
+        "_allowance", "_closing", "_heard_s", "_opened_s", "_parser", "_pending", "_pinged_s", "_server", "_wanted",
+        "has_place", "is_ended", "principal",
     )  # fmt: skip
 
     def __init__(
@@ -94,7 +94,7 @@ class Connection(Outlet, asyncio.Protocol):
         self._server = server
         self._parser = Parser(server.limits.message_bytes_max)
         self._allowance = Allowance(server.limits, now_s)
-        self._pending = 0
+        self._pending = self._wanted = 0  # subscriptions that are asked for, and how many topics they would add
         self._closing: asyncio.TimerHandle | None = None
         self._opened_s = self._heard_s = self._pinged_s = self.sent_at_s = now_s
         self.position_seq = server.hub.seq
@@ -228,20 +228,25 @@ class Connection(Outlet, asyncio.Protocol):
         if self._pending >= self._server.limits.pending_max:
             raise Overloaded(f"{self._pending} subscriptions are under way: wait for their answers")
         wanted = sum(1 for key in keys if key not in self.topics)
-        self._server.check_room(self, wanted)
+        self._server.check_room(self, self._wanted + wanted)
         self._pending += 1
+        self._wanted += wanted
         self._server.wants(principal, wanted, partial(self._has_room, _Opening(action, channel, keys, after, wanted)))
 
     def _has_room(self, opening: "_Opening", granted: bool) -> None:
         if granted and not self.is_ended:
             self._server.source.open(opening.keys, self.formats, opening.after, partial(self._opened, opening))
             return
-        self._pending -= 1
+        self._settled(opening)
         if granted:
             self._server.subscribed(self, opening.wanted, 0)
         elif not self.is_ended:
             most = self._server.limits.subscriptions_per_user_max
             self.refuse(Overloaded(f"a user holds at most {most} subscriptions", field="symbols"), opening.action.id)
+
+    def _settled(self, opening: "_Opening") -> None:
+        self._pending -= 1
+        self._wanted -= opening.wanted
 
     def _keys(self, action: Subscribe | Unsubscribe, principal: Principal) -> tuple[Channel, list[Key]]:
         """Raises NodeError: no such channel, not theirs, or none named."""
@@ -271,7 +276,7 @@ class Connection(Outlet, asyncio.Protocol):
 
     def _opened(self, opening: "_Opening", opened: Opened) -> None:
         action, channel, after = opening.action, opening.channel, opening.after
-        self._pending -= 1
+        self._settled(opening)
         hub = self._server.hub
         if self.is_ended:
             self._server.unread(opened)

@@ -4,6 +4,8 @@ import asyncio
 import os
 import random
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -187,3 +189,26 @@ def test_any_bytes_are_messages_or_an_error(data: bytes) -> None:
     except BadFrames as error:
         assert error.code in (1002, 1009)
     assert all(len(one.payload) <= 1_000 for one in found)
+
+
+async def test_subscriptions_that_are_under_way_take_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = StreamLimits(subscriptions_per_connection_max=3)
+    async with Serving(limits=limits).running() as serving:
+        waiting: list[Callable[[], None]] = []
+        source = serving.server.source
+        opens = source.open
+        monkeypatch.setattr(source, "open", lambda *words: waiting.append(partial(opens, *words)))
+        client = await serving.client()
+        for number, symbols in enumerate((["AAPL", "MSFT"], ["BTCUSDT", "NOPE"], ["BTCUSDT"]), 1):
+            client.send("subscribe", channel="nbbo", symbols=symbols, id=number)
+        refused = await client.until("error")
+        assert (refused["error"], refused["id"]) == ("overloaded", 2)
+        await until(lambda: len(waiting) == 2)
+        monkeypatch.setattr(source, "open", opens)
+        for go in waiting:
+            go()
+        assert [(await client.until("subscribed"))["id"] for _ in waiting] == [1, 3]
+        assert (await client.subscribe("quotes", "AAPL"))["error"] == "overloaded"
+        client.send("unsubscribe", channel="nbbo", symbols=["AAPL"])
+        await client.until("unsubscribed")
+        assert (await client.subscribe("quotes", "AAPL"))["stream"] == "subscribed"
