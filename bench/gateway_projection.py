@@ -17,7 +17,7 @@ from bench.market import CASH, Market
 from bench.report import Figure, Report
 from bench.running import LIMITS, RunError, Running, check, run_loop, running
 from bench.stats import Spread, spread
-from bench.watching import views
+from bench.watching import applied
 from cluster.wire import TransferFunds
 from gateway.feeds.clock import now_us
 from gateway.tasks import end
@@ -89,7 +89,7 @@ async def _measured(
             found = await gateway.result()
             figures += _live(title, sent, found, behind(answered, found.reached))
     async with cluster.client("auditor", ("*",)) as auditor:
-        until = max(view.applied_index for view in views(await auditor.members()))
+        until = await applied(auditor)
     snapshots = 0
     for cached in (False, True):
         spec = Spec(nodes, token, cached=cached, until_index=until)

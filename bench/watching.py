@@ -26,6 +26,20 @@ async def leader_of(cluster: Running, auditor: Client, *, timeout_s: float = WAI
     raise RunError(f"no leader within {timeout_s} s")
 
 
+async def applied(auditor: Client, *, timeout_s: float = WAIT_S) -> int:
+    """How far the leader is: all that was acknowledged by now. Raises RunError.
+
+    Asked again where nobody says so: right after much load, a member may take longer to answer than it is waited for.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for view in views(await auditor.members()):
+            if view.role == "replica" and view.state == "leader" and view.has_quorum:
+                return view.applied_index
+        await asyncio.sleep(LOOK_S)
+    raise RunError(f"no leader within {timeout_s} s")
+
+
 async def caught_up(auditor: Client, name: str, *, timeout_s: float = WAIT_S) -> float:
     """Wait until a member is ready and has applied what was committed when this was called; seconds it took."""
     began = time.monotonic()

@@ -16,7 +16,7 @@ from bench.gateway_projection import behind
 def run(folder: Path | None, *arguments: str) -> tuple[dict[str, Any], dict[str, float]]:
     """The report, and the values of its figures by name; of several with one name, the first."""
     place = ["--folder", str(folder)] if folder is not None else []
-    result = CliRunner().invoke(cli.app, ["run", *arguments, "--json", *place])
+    result = CliRunner().invoke(cli.app, ["run", *arguments, "--json", *place], catch_exceptions=False)
     reports = json.loads(result.stdout)
     assert len(reports) == 1, result.output
     (report,) = reports
