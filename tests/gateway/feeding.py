@@ -42,6 +42,11 @@ class Gateway:
     async def reaches(self, index: int, *, within_s: float = 10.0) -> None:
         assert await self.projection.wait_for(index, timeout_ms=int(within_s * 1000)), self.projection.standing
 
+    async def catches_up(self, solo: Solo) -> None:
+        """Wait until it has all that the node has, with what the node adds meanwhile by itself: orders that expire."""
+        while self.projection.position is None or self.projection.position.index < solo.log.index:
+            await self.reaches(solo.log.index)
+
 
 def url(solo: Solo) -> str:
     return f"http://127.0.0.1:{solo.port}"

@@ -41,11 +41,34 @@ def test_it_shows_what_the_node_has_at_every_look(tmp_path: Path, seed: int) -> 
             async with gateway.following(url(solo)):
                 for _ in range(8):
                     feed(solo, flow, 50)
-                    await gateway.reaches(solo.log.index)
+                    await gateway.catches_up(solo)
                     assert shown_by_gateway(gateway) == shown_by_node(solo)
             trades = [tick for tick in gateway.ticks if isinstance(tick, Trade)]
             assert len(trades) > 50
             assert len({trade.trade_id for trade in trades}) == len(trades)
+
+    run(talk())
+
+
+def test_what_a_node_adds_by_itself_at_the_last_moment_is_there_as_well(tmp_path: Path) -> None:
+    """Orders that expire: the step comes when what was fed is there, before whoever waits for that is told."""
+
+    async def talk() -> None:
+        async with Solo(tmp_path) as solo:
+            gateway = Gateway()
+            solo.log.hold = True
+
+            def at_last(_batch: object) -> None:
+                if solo.log.held and gateway.projection.standing.index == solo.log.index:
+                    solo.log.release()
+
+            gateway.projection.on_batch.append(at_last)
+            feed(solo, batches(1, 50))
+            await until(lambda: bool(solo.log.held))
+            async with gateway.following(url(solo)):
+                await gateway.catches_up(solo)
+                assert shown_by_gateway(gateway) == shown_by_node(solo)
+            assert not solo.log.held
 
     run(talk())
 
@@ -56,7 +79,7 @@ def test_diffs_add_up_to_the_book_and_quotes_to_its_best(tmp_path: Path) -> None
             gateway = Gateway()
             async with gateway.following(url(solo)):
                 feed(solo, batches(4, 300))
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
             for symbol, book in gateway.books.books.items():
                 [first] = [tick for tick in gateway.ticks if isinstance(tick, BookSnapshot) and tick.symbol == symbol]
                 sides: list[dict[int, int]] = [dict(first.bids), dict(first.asks)]
@@ -90,12 +113,12 @@ def test_a_gateway_that_comes_late_begins_with_a_snapshot(tmp_path: Path) -> Non
             async with gateway.following(url(solo)):
                 gateway.follower._snapshot_needed = True
                 feed(solo, flow, 50)
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
                 assert gateway.follower.counters["snapshots"] == 1
                 assert gateway.projection.rows > 10
                 assert shown_by_gateway(gateway) == shown_by_node(solo)
                 feed(solo, flow)
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
                 assert shown_by_gateway(gateway) == shown_by_node(solo)
 
     run(talk())
@@ -110,7 +133,7 @@ def test_it_goes_over_to_another_node_in_the_middle_and_back(tmp_path: Path) -> 
                 async with gateway.following(url(first), url(second)):
                     for i in range(6):
                         feed(first, flow, 40)
-                        await gateway.reaches(log.index)
+                        await gateway.catches_up(first)
                         assert shown_by_gateway(gateway) == shown_by_node(first)
                         leaving, other = (first, url(second)) if i % 2 == 0 else (second, url(first))
                         # Every connection to one node is cut, as a crash would.
@@ -130,7 +153,7 @@ def test_the_cache_makes_the_next_start_go_on_from_there(tmp_path: Path) -> None
             flow, gateway = batches(7, 400), Gateway(cache)
             async with gateway.following(url(solo)):
                 feed(solo, flow, 200)
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
                 await until(lambda: cache.stored == str(gateway.projection.position))
             assert gateway.projection.cache_state == "ok"
             feed(solo, flow, 100)
@@ -140,7 +163,7 @@ def test_the_cache_makes_the_next_start_go_on_from_there(tmp_path: Path) -> None
             assert begun == gateway.projection.position
             again.books.begin_with(again.accounts.orders.values())
             async with again.following(url(solo)):
-                await again.reaches(solo.log.index)
+                await again.catches_up(solo)
                 assert again.follower.counters["snapshots"] == 0
                 assert shown_by_gateway(again) == shown_by_node(solo)
 
@@ -153,11 +176,11 @@ def test_a_lost_cache_is_filled_again_and_served_round_meanwhile(tmp_path: Path)
             flow, gateway = batches(8, 400), Gateway(cache)
             async with gateway.following(url(solo)):
                 feed(solo, flow, 100)
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
                 await until(lambda: cache.stored == str(gateway.projection.position))
                 await server.stop()
                 feed(solo, flow, 100)
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
                 assert shown_by_gateway(gateway) == shown_by_node(solo)
                 await until(lambda: gateway.projection.cache_state.startswith("away"))
                 await server.start()
@@ -230,7 +253,7 @@ def test_a_feed_that_jumps_or_repeats_is_not_believed(tmp_path: Path) -> None:
             gateway = Gateway()
             async with gateway.following(url(solo)):
                 feed(solo, batches(9, 20))
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
             position = gateway.projection.position
             assert position is not None
             event = '{"type":"account_opened","position":"%s","at":"2026-01-01T00:00:00Z","account":"x"}'

@@ -96,19 +96,19 @@ async def test_a_projection_is_rebuilt_in_a_cluster_and_begun_with_from_there(tm
         flow, gateway = batches(7, 400), Gateway(cache)
         async with gateway.following(url(solo)):
             feed(solo, flow, 150)
-            await gateway.reaches(solo.log.index)
+            await gateway.catches_up(solo)
             await until(lambda: cache.stored == str(gateway.projection.position))
             for server in cluster.servers:
                 await server.ask("FLUSHALL")
             feed(solo, flow, 150)
-            await gateway.reaches(solo.log.index)
+            await gateway.catches_up(solo)
             await until(lambda: cache.stored == str(gateway.projection.position), within_s=10)
             assert gateway.projection.cache_state == "ok"
         again = Gateway(StateCache(client, "dc-a:test", KINDS))
         assert await again.projection.start_from_cache()
         again.books.begin_with(again.accounts.orders.values())
         async with again.following(url(solo)):
-            await again.reaches(solo.log.index)
+            await again.catches_up(solo)
             assert again.follower.counters["snapshots"] == 0
             assert shown_by_gateway(again) == shown_by_node(solo)
 
@@ -125,7 +125,7 @@ async def test_a_slot_that_moves_under_a_running_gateway_is_followed(tmp_path: P
 
         async def flows(count: int) -> None:
             feed(solo, flow, count)
-            await gateway.reaches(solo.log.index)
+            await gateway.catches_up(solo)
             await until(lambda: cache.stored == str(gateway.projection.position))
             assert gateway.projection.cache_state == "ok"
 

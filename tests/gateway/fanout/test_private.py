@@ -44,7 +44,7 @@ def test_each_account_is_told_what_the_node_tells_it(tmp_path: Path) -> None:
             gateway.projection.on_batch.append(private.apply)
             async with gateway.following(url(solo)):
                 feed(solo, batches(5, 200))
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
             found: dict[str, list[dict[str, Any]]] = {}
             for one in rings.rings["orders"].updates:
                 assert one.mark is not None
@@ -74,7 +74,7 @@ def test_after_a_rebuild_nothing_old_is_recovered(tmp_path: Path) -> None:
             flow = batches(5, 200)
             async with gateway.following(url(solo)):
                 feed(solo, flow, 100)
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
                 first = rings.rings["orders"].updates[0].mark
                 assert first is not None and rings.since("orders", first, {("orders", "anna")}) is not None
                 beginning = Position(first.group, first.epoch, 0, 0)

@@ -64,18 +64,18 @@ def test_lots_of_before_a_snapshot_are_those_of_who_saw_it_all(tmp_path: Path, s
             flow, all_seen, late = batches(seed, 400), Watched(), Watched()
             async with all_seen.following(url(solo)):
                 feed(solo, flow, 200)
-                await all_seen.reaches(solo.log.index)
+                await all_seen.catches_up(solo)
                 solo.flush()
                 late.projection.begin_snapshot()
                 late.projection.rebuilding = False
                 async with late.following(url(solo)):
                     late.follower._snapshot_needed = True
                     feed(solo, flow, 20)
-                    await late.reaches(solo.log.index)
+                    await late.catches_up(solo)
                     assert len(late.portfolios.unknown) > 1
                     feed(solo, flow)  # what is done while the past is not known yet is not forgotten
-                    await late.reaches(solo.log.index)
-                    await all_seen.reaches(solo.log.index)
+                    await late.catches_up(solo)
+                    await all_seen.catches_up(solo)
                     assert any(book.past and book.past.since for book in late.portfolios.books.values())
                     async with late.asking(url(solo)) as basis:
                         await until(lambda: not late.portfolios.unknown)

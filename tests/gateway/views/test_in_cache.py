@@ -58,7 +58,7 @@ def test_what_is_written_piece_by_piece_is_the_whole(tmp_path: Path) -> None:
             async with gateway.following(url(solo)):
                 for _ in range(6):
                     feed(solo, flow, 50)
-                    await gateway.reaches(solo.log.index)
+                    await gateway.catches_up(solo)
                     await same_after_a_restart(gateway, cache)
             assert len(cache.sizes) > 5
 
@@ -76,13 +76,13 @@ def test_also_after_a_snapshot_whose_costs_were_found_out(tmp_path: Path) -> Non
             async with gateway.following(url(solo)):
                 gateway.follower._snapshot_needed = True
                 feed(solo, flow, 20)
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
                 await same_after_a_restart(gateway, cache)
                 assert gateway.portfolios.unknown
                 async with gateway.asking(url(solo)):
                     await until(lambda: not gateway.portfolios.unknown)
                 feed(solo, flow, 20)
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
                 await same_after_a_restart(gateway, cache)
 
     run(talk())

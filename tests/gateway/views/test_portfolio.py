@@ -115,7 +115,7 @@ def test_a_random_flow(tmp_path: Path) -> None:
             gateway = Watched()
             async with gateway.following(url(solo)):
                 feed(solo, batches(11, 500))
-                await gateway.reaches(solo.log.index)
+                await gateway.catches_up(solo)
             assert gateway.portfolios.cash_assets == {"USD"}
             for name, account in gateway.accounts.accounts.items():
                 view = gateway.portfolios.view(account, marks)
