@@ -24,6 +24,9 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 UPDATES_WAITING_MAX = 10_000
 PATH = "/v1/orders/stream"
 """At nodes and at gateways; `/v1/stream` of a gateway is another stream, of prices."""
+QUERY = "?on_node_lost=close"
+"""A gateway that took later frames to another node would let them overtake those that must be sent again. Nodes, of
+which a stream can't outlive any, do not look at it."""
 PROTOCOL = "tiebreak.{}"
 
 Message = (
@@ -300,7 +303,7 @@ class Stream:
             member = self._caller.members.pick()
             try:
                 socket = await self._caller.session().ws_connect(
-                    member.url + PATH,
+                    member.url + PATH + QUERY,
                     headers=self._caller.auth,
                     protocols=(PROTOCOL.format("json" if self._json else "msgpack"),),
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),

@@ -94,8 +94,11 @@ program needs no other address. Orders are streamed on the WebSocket /v1/orders/
 
 LOST_NODE = """Through a gateway this stream outlives its node. Frames that a lost node has not answered are answered
 `outcome_unknown`, each command with its key: ask, or send it again. New frames go to another node, private events go
-on where they stopped. A stream that holds a cancel-on-disconnect session ends with its node (1012). Without any node:
-`no_node`, nothing was sent, and 1013. All other close codes are the node's."""
+on where they stopped. So later frames may be logged before one whose outcome is unknown and that is sent again; a
+client that needs its order opens the stream with `?on_node_lost=close`: it ends with its node (1012), what is not
+answered by then is unknown, and nothing else is taken before the client comes back. A stream that holds a
+cancel-on-disconnect session ends with its node (1012). Without any node: `no_node`, nothing was sent, and 1013. All
+other close codes are the node's."""
 
 _BEARER = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
 _FROM = {"description": "The node that answered.", "schema": {"type": "string"}}

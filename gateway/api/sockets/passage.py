@@ -54,7 +54,8 @@ class _ClientIsSlow(Exception):
 
 class Passage:
     """redial: opens the stream at another node, with the token that the ledger has. ledger: none where the frames are
-    nobody's orders; then the stream ends with its node."""
+    nobody's orders; then the stream ends with its node. ends_with_node: the client wants the same for its orders, as at
+    a node: what is not answered is unknown, and nothing that follows is taken elsewhere before it asked again."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Passage:
         redial: Callable[[], Awaitable[Dialed]],
         ledger: Ledger | None,
         counters: Counter[str],
+        ends_with_node: bool = False,
     ) -> None:
         self.client = client
         self.node = dialed.node
@@ -71,6 +73,7 @@ class Passage:
         self._redial = redial
         self._ledger = ledger
         self._counters = counters
+        self._ends_with_node = ends_with_node
         self._format = WSMsgType.BINARY if client.ws_protocol == "tiebreak.msgpack" else WSMsgType.TEXT
         self._refused: NodeError | None = None
         """Why no other node was found, when the search has ended."""
@@ -153,7 +156,8 @@ class Passage:
             if ledger is not None:
                 self._counters["unknown"] += ledger.commands
                 for frame in ledger.unknown():
-                    await self._tell(frame)
+                    if not self._ends_with_node:
+                        await self._tell(frame)
                 self._answered.set()
             if goodbye is None:
                 dialed.abort()  # a node that hangs takes nothing: the other task may wait for room there
@@ -162,7 +166,7 @@ class Passage:
             if goodbye is not None and goodbye.code not in LEAVING:
                 return goodbye
             self._counters["lost" if goodbye is None else "left"] += 1
-            if ledger is None or ledger.guards:
+            if ledger is None or ledger.guards or self._ends_with_node:
                 # Orders that die with the stream are dying, or soon will: that can't be hidden.
                 return goodbye or Goodbye(CLOSE_SHUTDOWN, f"node_lost{self._resume()}")
             found = await self._another()
@@ -194,8 +198,9 @@ class Passage:
                 kind = ledger.heard(message.data, message.type)
                 self._answered.set()
                 first, self._is_first = self._is_first, False
+                is_told = ledger.guards or self._ends_with_node
                 # The client knows who it is; and that this node leaves is only its business where it must leave too.
-                if (first and is_authorized(kind)) or (is_closing(kind) and not ledger.guards):
+                if (first and is_authorized(kind)) or (is_closing(kind) and not is_told):
                     continue
             await self._tell((message.data, message.type))
 

@@ -13,7 +13,7 @@ from gateway.api.sockets.dial import Dialed, Dialer, Refused
 from gateway.api.sockets.ledger import Ledger, refusal, token_of
 from gateway.api.sockets.passage import CLOSE_TRY_LATER, CLOSE_UNAUTHENTICATED, Passage
 from node.auth import Authenticator, Principal
-from node.errors import Malformed, NodeError, NotReady, Overloaded, Unauthenticated
+from node.errors import InvalidField, Malformed, NodeError, NotReady, Overloaded, Unauthenticated
 
 STREAMS_MAX = 1_000
 """Of all users together; each is a connection to a node as well."""
@@ -45,6 +45,7 @@ class Streams:
         """An aiohttp handler. What a node refuses is answered in its words. Raises NodeError: nothing was sent."""
         if not web.WebSocketResponse(protocols=PROTOCOLS).can_prepare(request):
             raise Malformed("this path speaks WebSocket: send an upgrade, of version 13")
+        _ends_with_node(request)
         if self.draining:
             raise NotReady("this gateway leaves: come back, or go to the other site")
         principal = request.get(PRINCIPAL)
@@ -126,6 +127,7 @@ class Streams:
             redial=partial(self._redial, request, ledger),
             ledger=ledger,
             counters=self.counters,
+            ends_with_node=_ends_with_node(request),
         )
         self.counters["opened"] += 1
         self.open.add(passage)
@@ -176,6 +178,14 @@ class Streams:
         """End at once what is still open."""
         await self.drain(timeout_ms=_GOODBYE_MS)
         await self._dialer.close()
+
+
+def _ends_with_node(request: web.Request) -> bool:
+    """Raises InvalidField."""
+    asked = request.query.get("on_node_lost", "replace")
+    if asked not in ("replace", "close"):
+        raise InvalidField("on_node_lost is replace or close", field="on_node_lost")
+    return asked == "close"
 
 
 def _ledger(request: web.Request, token: str) -> Ledger | None:

@@ -453,3 +453,33 @@ async def test_a_stream_that_is_opened_while_the_gateway_leaves_is_sent_away(tmp
         await late.say({"action": "authenticate", "token": token("trader", "anna")})
         assert await ends(late) == (1012, "draining")
         await until(lambda: not solo.streams.connections)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_who_asks_for_it_is_sent_away_with_its_node_and_nothing_overtakes(in_order: bool, tmp_path: Path) -> None:
+    async with pair(tmp_path) as (one, other, site):
+        headers = bearer("trader", "anna")
+        anna = Client(await site.session.ws_connect(f"{site.url}{PATH}?on_node_lost=close", headers=headers))
+        await anna.say({"action": "listen"})
+        await anna.hear("listening")
+        await anna.say({"action": "listen"})
+        await anna.hear("listening")
+        one.log.hold = True
+        await anna.say({"action": "submit", "id": 1, "commands": [order("buy", 1, "90.00")]})
+        await until(lambda: bool(one.log.held))
+        if in_order:
+            other.log.changed(role=Role.leader, leader=other.log.member, term=2)
+            one.node.draining = True
+            await one.streams.drain(timeout_ms=200)
+        else:
+            await fall(one, other)
+        with other.unchanged():
+            await anna.say({"action": "submit", "id": 2, "commands": [order("buy", 1, "91.00")]})
+            code, reason = await ends(anna)
+        assert code == 1012 and reason.startswith("draining" if in_order else "node_lost") and "resume=" in reason
+        assert [said["stream"] for said in anna.told if said["stream"] not in ("heartbeat", "authorization")] == (
+            ["closing"] if in_order else []
+        )
+        one.log.hold = False
+        bad = await site.ask(f"{PATH}?on_node_lost=other", **UPGRADE)
+        assert (bad.status, bad.body["error"], bad.body["field"]) == (422, "invalid_field", "on_node_lost")
