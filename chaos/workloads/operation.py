@@ -24,6 +24,7 @@ NOTHING_DONE = frozenset(
         # of gateways
         "symbol_not_found", "no_node", "book_not_whole", "book_not_found", "past_gone", "too_many_rows", "no_parquet",
         "only_at_nodes", "too_many_alerts", "clock_ahead", "store_full", "outbox_full", "key_not_in_use",
+        "answer_too_large",
     }
 )  # fmt: skip
 """Words of a node or gateway that say for certain: nothing was logged, nothing was written."""

@@ -43,7 +43,7 @@ WORDS = {
         "member_not_reached", "member_behind", "change_refused", "change_too_early", "account_not_found",
         "symbol_not_found", "no_node", "book_not_whole", "book_not_found", "past_gone", "too_many_rows", "no_parquet",
         "too_many_alerts", "clock_ahead", "store_full", "outbox_full",
-        "key_not_in_use", "only_at_nodes",
+        "key_not_in_use", "only_at_nodes", "answer_too_large",
     },
     "unknown": {"internal_error", "outcome_unknown", "change_unknown", "store_failed"},
 }  # fmt: skip
