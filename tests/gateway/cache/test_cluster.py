@@ -217,18 +217,21 @@ async def test_a_node_that_hangs_holds_up_nobody_who_is_on_another(tmp_path: Pat
             await rates.count(user, 1, 60.0, 1_000, 0.0)
         hung = cluster.servers[1]
         hung.signal(signal.SIGSTOP)
-        longest_s, failed, began_s = 0.0, set(), time.monotonic()
+        held_up, answered, began_s = 0, 0, time.monotonic()
         while time.monotonic() - began_s < 4.0:
             for user, server in users.items():
                 asked_s = time.monotonic()
                 try:
                     await rates.count(user, 1, 60.0, 1_000, 0.0)
+                    assert server is not hung
                 except CacheAway:
-                    failed.add(user)
-                if server is not hung:
-                    longest_s = max(longest_s, time.monotonic() - asked_s)
-        assert failed == {user for user, server in users.items() if server is hung}
-        assert longest_s < 0.1
+                    held_up += server is not hung
+                else:
+                    answered += 1
+                    held_up += time.monotonic() - asked_s > 0.05
+        # Now and then a busy machine is slow by itself; who waits for the hung one is so each time.
+        assert answered > 20
+        assert held_up < answered / 5
         hung.signal(signal.SIGCONT)
         await cluster.is_whole()
         async with asyncio.timeout(5):
