@@ -14,8 +14,9 @@ from gateway.market.nbbo import Nbbo
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tiebreak.cache")
 
-EVERY_S = 0.025
-"""Between two rounds: half of what a change may take from its receipt to the cache."""
+EVERY_S = 0.02
+"""From the beginning of a round to that of the next: less than half of what a change may take from its receipt to the
+cache, since one that just missed a round waits for the next one's end."""
 AWAY_S = 1.0
 NAMED_S = 60.0
 ASKED_AGAIN_S = 1.0
@@ -91,9 +92,10 @@ class QuoteKeeper:
 
     async def run(self) -> None:
         """Write what changed, for ever. Never raises but CancelledError."""
-        named_s = time.monotonic()
+        named_s = due_s = time.monotonic()
         while True:
-            await asyncio.sleep(EVERY_S)
+            due_s = max(due_s + EVERY_S, time.monotonic() + EVERY_S / 10)  # others have their turns, come what may
+            await asyncio.sleep(due_s - time.monotonic())
             if time.monotonic() - named_s >= NAMED_S:
                 named_s = time.monotonic()
                 self.cache.forget_index()
