@@ -38,10 +38,14 @@ class Dialed(Struct, frozen=True):
         except TimeoutError:
             pass
         finally:
-            self.abort()
+            self._abort()
 
-    def abort(self) -> None:
+    async def drop(self) -> None:
         """End the connection now; whoever waits for room to write goes on."""
+        self._abort()
+        await self.socket.close()  # sends nothing any more: the session lets go of it
+
+    def _abort(self) -> None:
         # aiohttp has no public word for it: its close waits until the other side has taken everything.
         transport = self.socket._writer.transport
         if transport is not None:

@@ -160,7 +160,7 @@ class Passage:
                         await self._tell(frame)
                 self._answered.set()
             if goodbye is None:
-                dialed.abort()  # a node that hangs takes nothing: the other task may wait for room there
+                await dialed.drop()  # a node that hangs takes nothing: the other task may wait for room there
             else:
                 await dialed.close()
             if goodbye is not None and goodbye.code not in LEAVING:

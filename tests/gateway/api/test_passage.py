@@ -161,3 +161,13 @@ async def test_frames_that_wait_when_the_token_is_refused_are_told_that_they_wer
         (said,) = (await stream.hear())["results"]
         assert said["error"] == "unauthenticated" and "nothing was sent" in said["message"]
         assert (await stream.client.receive(5)).data == 4401
+
+
+async def test_the_connection_to_a_node_that_hangs_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passage, "SILENT_S", 0.5)
+    async with between(_hangs, _answers) as stream:
+        hung = stream.passage._dialed
+        await until(lambda: stream.dials == 2)
+        await stream.say(7, LARGE[:1])
+        assert (await stream.hear())["id"] == 7
+        assert hung is not None and hung.socket.closed and hung.socket._writer.transport.is_closing()
