@@ -183,7 +183,8 @@ class Line:
         draws = random.Random(f"{os.getpid()} {self._route.dialer} {self._route.target}")
         for _ in range(TRIES):
             port = draws.choice(PORTS)
-            listener = socket.socket()
+            # The protocol must be named: asyncio asks for no delay by Nagle only where it reads TCP.
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind(("127.0.0.1", port))

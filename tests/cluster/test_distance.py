@@ -1,5 +1,6 @@
 """Distance between sites: measured from both sides, in order, whole, and gone with who asked for it."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 
 from cluster import folder as cluster_folder
-from cluster.distance import Route, Routes, distance, routes_of
+from cluster.distance import End, Line, Route, Routes, distance, routes_of
 from cluster.folder import ClusterFolder
 
 
@@ -48,6 +49,7 @@ def echo() -> Iterator[int]:
 
         def serve() -> None:
             taken, _ = server.accept()
+            taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with taken:
                 while data := taken.recv(65_536):
                     taken.sendall(data)
@@ -73,6 +75,32 @@ def test_a_round_trip_takes_what_was_asked_for(round_trip_ms: int) -> None:
     assert times_ms[0] >= round_trip_ms - 0.2
     # On a busy machine any single one may be late; not all of them.
     assert times_ms[len(times_ms) // 4] <= round_trip_ms + 5
+
+
+def test_small_messages_do_not_wait_for_each_others_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Nagle's algorithm on, a message waits until the one before was acknowledged, which takes up to 40 ms."""
+    no_delay: list[int] = []
+    made = End.connection_made
+
+    def noted(end: End, transport: asyncio.BaseTransport) -> None:
+        taken = transport.get_extra_info("socket")
+        no_delay.append(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(end, transport)
+
+    monkeypatch.setattr(End, "connection_made", noted)
+
+    async def main(target: int) -> None:
+        port = await Line(Route("b", "a", "127.0.0.1", target), 0.001).listen()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        writer.close()
+        await writer.wait_closed()
+        await asyncio.sleep(0.05)
+
+    with echo() as target:
+        asyncio.run(main(target))
+    assert no_delay == [1, 1]
 
 
 def test_much_at_once_comes_in_order_and_waits_once() -> None:
