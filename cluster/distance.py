@@ -177,6 +177,12 @@ class Line:
         self._route = route
         self._delay_s = delay_s
         self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    def close(self) -> None:
+        """Take no more connections."""
+        if self._server is not None:
+            self._server.close()
 
     async def listen(self) -> int:
         """Raises OSError: no port is free."""
@@ -191,7 +197,7 @@ class Line:
             except OSError:
                 listener.close()
                 continue
-            await asyncio.get_running_loop().create_server(self._taken, sock=listener)
+            self._server = await asyncio.get_running_loop().create_server(self._taken, sock=listener)
             return port
         raise OSError("no free port on 127.0.0.1")
 

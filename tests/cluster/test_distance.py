@@ -90,12 +90,14 @@ def test_small_messages_do_not_wait_for_each_others_acknowledgement(monkeypatch:
     monkeypatch.setattr(End, "connection_made", noted)
 
     async def main(target: int) -> None:
-        port = await Line(Route("b", "a", "127.0.0.1", target), 0.001).listen()
+        line = Line(Route("b", "a", "127.0.0.1", target), 0.001)
+        port = await line.listen()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"x")
         assert await reader.readexactly(1) == b"x"
         writer.close()
         await writer.wait_closed()
+        line.close()
         await asyncio.sleep(0.05)
 
     with echo() as target:
