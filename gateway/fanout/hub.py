@@ -24,7 +24,8 @@ SLICE_S = 0.005
 LOOK_EVERY = 32
 DRIFT = 0.9
 """A round may come so many ticks after the one before. What is published once per tick, in another phase, would wait
-for the rest of ours every time; so the phase moves, a tenth at a time, until the two fall together."""
+for the rest of ours every time; so the phase moves, a tenth at a time, until the two fall together. Not under load:
+workers that fall together would all send at once there."""
 IDLE_S = 0.5
 """A round at least this often, for readers that had no room, or that want it once a second."""
 
@@ -221,7 +222,7 @@ class Hub:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_S):
                     await self._wake.wait()
-            due_s = self._begun_s + self.pace.tick_ms / 1000 * DRIFT
+            due_s = self._begun_s + self.pace.tick_ms / 1000 * (1.0 if self.pace.level else DRIFT)
             wait_s = due_s - time.monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
