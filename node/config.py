@@ -64,7 +64,7 @@ class NodeLimits(Struct, frozen=True, forbid_unknown_fields=True):
     waiting_max: int = 200_000
     queue_max: int = 50_000
     cancels_reserved: int = 5_000
-    pipeline: int = 4
+    pipeline: int = 16
     batch_commands_max: int = 1_000
     batch_bytes_max: int = 256 * 1024
     body_bytes_max: int = 256 * 1024
