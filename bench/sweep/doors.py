@@ -8,6 +8,7 @@ import asyncio
 import base64
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import Literal, Protocol, cast
@@ -54,7 +55,7 @@ class Owner(Protocol):
         """The connection ended; these were under way."""
 
 
-class Door(asyncio.Protocol):
+class Door(asyncio.Protocol, ABC):
     """One connection. put() takes requests, flush() sends what was put."""
 
     def __init__(self, owner: Owner, url: str, token: str) -> None:
@@ -75,12 +76,13 @@ class Door(asyncio.Protocol):
         self.is_open = False
         self._owner.lost(self, self.under_way())
 
+    @abstractmethod
     def put(self, numbers: list[int], requests: list[AnyRequest]) -> None:
-        raise NotImplementedError
+        """Take these requests; they leave at once or with the next flush."""
 
+    @abstractmethod
     def under_way(self) -> list[int]:
         """Numbers of the requests that wait for their answers."""
-        raise NotImplementedError
 
     def flush(self) -> None:
         if self._out and self._transport is not None:
