@@ -19,7 +19,7 @@ ACCOUNTS = 12
 QUOTE, BASE, SYMBOL = "USD", "IDEM", "IDEM-USD"
 SENT_MAX = 5
 GIVEN_UP = 0.30
-GIVEN_UP_MS_MAX = 6
+GIVEN_UP_MS_MAX = 3
 """Sooner than most commands are on two disks."""
 OTHER_BODY = 0.15
 AT_ONCE = 0.30

@@ -184,7 +184,7 @@ def test_keys_are_sent_again_elsewhere_and_with_other_bodies(told: Told) -> None
     assert any(len({op.target for op in group}) > 1 for group in sent.values())
     assert any(len({op.process for op in group}) > 1 for group in sent.values())
     given_up = sum(group[0].outcome == "unknown" for group in sent.values())
-    assert 0.03 < given_up / len(sent) < 0.5
+    assert 0.1 < given_up / len(sent) < 0.5
     assert any(op.replay for op in ops)
     assert any(op.answer.get("error") == "key_reused" for op in ops)
     for group in sent.values():
