@@ -15,8 +15,8 @@ from uuid import uuid4
 import uvloop
 
 from cluster.consensus import hardened
+from cluster.consensus.audited import NO_OP
 from cluster.consensus.journal import Change, CutFrom, Disk, Entry, Loaded, Put, StartAfter, TrimTo, Vote
-from cluster.consensus.library import NO_OP
 from cluster.consensus.storage import LmdbStorage
 from node.app import serve
 from node.config import read_config

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from msgspec import Struct
 
-from cluster.consensus.library import REGULAR
+from cluster.consensus.audited import REGULAR
 from cluster.consensus.storage import LmdbStorage
 from statemachine.codec import decode_batch, decode_command
 from statemachine.commands import ReportDigest

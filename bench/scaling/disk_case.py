@@ -15,8 +15,8 @@ from bench.scaling.applying import CLUSTER_ID, MEMBER, Applying
 from bench.scaling.points import check_sizes
 from bench.scaling.traffic import Traffic
 from bench.scaling.world import World, fill
+from cluster.consensus.audited import REGULAR
 from cluster.consensus.journal import Change, Committed, Put, TrimTo
-from cluster.consensus.library import REGULAR
 from cluster.consensus.storage import LmdbStorage
 from statemachine.inspection import inspect_store
 from statemachine.machine import Machine

@@ -17,8 +17,8 @@ from bench.scaling.applying import Applying, Result, Spec, memory
 from bench.scaling.points import check_sizes
 from bench.scaling.traffic import Traffic
 from bench.scaling.world import World, fill
+from cluster.consensus.audited import NO_OP, REGULAR
 from cluster.consensus.journal import Change, Committed, Disk, Put, Vote
-from cluster.consensus.library import NO_OP, REGULAR
 from cluster.consensus.storage import LmdbStorage
 from cluster.folder import ClusterFolder
 from statemachine.inspection import inspect_store

@@ -18,9 +18,9 @@ import msgspec
 from msgspec import Struct
 
 from cluster.certificates import make_all, tls_files
+from cluster.consensus.audited import REGULAR
 from cluster.consensus.hardened import HardenedEngine
 from cluster.consensus.journal import Committed, Disk, Journal, StartAfter, Vote
-from cluster.consensus.library import REGULAR
 from cluster.consensus.settings import EngineSettings, Limits
 from cluster.consensus.storage import LmdbStorage, ThreadCommitter
 from cluster.topology import Topology, new_topology

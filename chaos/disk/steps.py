@@ -6,8 +6,8 @@ from random import Random
 
 from msgspec import Struct
 
+from cluster.consensus.audited import REGULAR
 from cluster.consensus.journal import Base, Journal, Loaded
-from cluster.consensus.library import REGULAR
 from cluster.membership import Configuration
 
 FIRST_TERM = 1

@@ -120,10 +120,10 @@ MUTANTS = [
     ),
     RealMutant(
         "a changed library is taken for the audited one (F12)",
-        "cluster/consensus/library.py",
+        "cluster/consensus/audited.py",
         "        if actual != audited:\n",
         "        if False:\n",
-        ("tests/cluster/test_library.py::test_one_changed_byte_is_refused",),
+        ("tests/cluster/test_audited.py::test_one_changed_byte_is_refused",),
     ),
     # -- links
     RealMutant(

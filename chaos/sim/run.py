@@ -17,7 +17,7 @@ from chaos.sim.member import DiskWeather, Engine, Member, Surroundings
 from chaos.sim.network import Network, Weather
 from chaos.sim.operators import Operators
 from chaos.sim.world import World
-from cluster.consensus.library import driven_by
+from cluster.consensus.audited import driven_by
 from cluster.membership import Configuration
 from cluster.topology import TIEBREAKER_SITE, MemberRole, Standing, Timing
 from cluster.topology import Member as Described

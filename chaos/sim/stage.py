@@ -13,7 +13,7 @@ from chaos.sim.clients import Load
 from chaos.sim.member import Engine, Member
 from chaos.sim.network import Weather
 from chaos.sim.run import LAN, Plan, Run, described
-from cluster.consensus.library import driven_by
+from cluster.consensus.audited import driven_by
 from cluster.membership import Add, Change
 from cluster.topology import Standing
 from statemachine.codec import Envelope, encode_batch, encode_command

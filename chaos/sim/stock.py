@@ -17,8 +17,8 @@ from pysyncobj.transport import Transport
 
 from chaos.sim.disk import Disk, DiskCommitter, DiskStorage
 from chaos.sim.member import Core, Member
+from cluster.consensus.audited import LibraryJournal, construct_with_journal
 from cluster.consensus.journal import Entry, Vote
-from cluster.consensus.library import LibraryJournal, construct_with_journal
 
 Told = Callable[[Any, Any], None]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.certificates import client_context, server_context
 from cluster.consensus.addresses import AddressBook
+from cluster.consensus.audited import check_library, monotonic
 from cluster.consensus.clocks import ClockGuard
 from cluster.consensus.engine import (
     ChangeRefused,
@@ -26,7 +27,6 @@ from cluster.consensus.engine import (
     Role,
 )
 from cluster.consensus.journal import Journal, JournalRefused
-from cluster.consensus.library import check_library, monotonic
 from cluster.consensus.messages import (
     Application,
     Members,

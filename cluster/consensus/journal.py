@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from msgspec import DecodeError, Struct
 
-from cluster.consensus.library import NO_OP, LibraryJournal, monotonic
+from cluster.consensus.audited import NO_OP, LibraryJournal, monotonic
 from cluster.membership import Configuration
 from cluster.membership import decode as decode_configuration
 

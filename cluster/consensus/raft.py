@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from cluster.consensus.journal import CONFIGURATION, Journal, JournalRefused
-from cluster.consensus.library import (
+from cluster.consensus.audited import (
     FOLLOWER,
     LEADER,
     NO_OP,
@@ -25,6 +24,7 @@ from cluster.consensus.library import (
     construct_with_journal,
     monotonic,
 )
+from cluster.consensus.journal import CONFIGURATION, Journal, JournalRefused
 from cluster.consensus.messages import (
     UNANSWERED,
     Admit,

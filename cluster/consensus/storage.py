@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from cluster.consensus.ahead import ReadAhead
+from cluster.consensus.audited import NO_OP
 from cluster.consensus.journal import (
     CONFIGURATION,
     Base,
@@ -36,7 +37,6 @@ from cluster.consensus.journal import (
     Vote,
     newest_of,
 )
-from cluster.consensus.library import NO_OP
 from cluster.consensus.wholeness import NotWhole, check_roots
 
 FORMAT_VERSION = 1

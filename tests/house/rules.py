@@ -13,7 +13,7 @@ TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".txt", ".sh", ".json", ".html", ".c
 
 # The few files where each outside library may be imported; tests may import what they test with.
 HOMES = {
-    "pysyncobj": ("cluster/consensus/library.py", "chaos/sim/stock.py", "bench/stock_member.py"),
+    "pysyncobj": ("cluster/consensus/audited.py", "chaos/sim/stock.py", "bench/stock_member.py"),
     "lmdb": (
         "statemachine/store.py",
         "statemachine/store_copy.py",

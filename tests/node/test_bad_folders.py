@@ -14,8 +14,8 @@ from typing import Any
 import lmdb
 import pytest
 
+from cluster.consensus.audited import REGULAR
 from cluster.consensus.journal import Committed, Put, Vote
-from cluster.consensus.library import REGULAR
 from cluster.consensus.storage import LmdbStorage
 from cluster.launcher import run_down
 from statemachine.inspection import inspect_store

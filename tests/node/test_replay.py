@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cluster.consensus.audited import NO_OP, REGULAR
 from cluster.consensus.journal import Committed, Put
-from cluster.consensus.library import NO_OP, REGULAR
 from cluster.consensus.storage import LmdbStorage
 from node.cli.main import main
 from node.replay import Replayed, ReplayRefused, Reporter, replay

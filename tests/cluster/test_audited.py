@@ -7,8 +7,8 @@ import pysyncobj
 import pytest
 from pysyncobj import SyncObj
 
-from cluster.consensus import library
-from cluster.consensus.library import FILES, LibraryChanged, check_library
+from cluster.consensus import audited
+from cluster.consensus.audited import FILES, LibraryChanged, check_library
 from cluster.consensus.raft import BrokenInvariant
 from tests.cluster.lab import Clock, Lab
 
@@ -34,7 +34,7 @@ def test_one_changed_byte_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library._syncobj, "VERSION", "0.3.18")
+    monkeypatch.setattr(audited._syncobj, "VERSION", "0.3.18")
     with pytest.raises(LibraryChanged, match=r"is 0\.3\.18, audited is 0\.3\.17"):
         check_library()
 
@@ -47,7 +47,7 @@ def test_a_missing_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_attribute_is_refused() -> None:
     with pytest.raises(LibraryChanged, match="_SyncObj__raftLog"):
-        library.check_attributes(object())
+        audited.check_attributes(object())
 
 
 def test_what_is_unsafe_can_not_be_reached(clock: Clock) -> None:
@@ -67,6 +67,6 @@ def test_what_is_unsafe_can_not_be_reached(clock: Clock) -> None:
 
 
 def test_the_constructors_hook_is_put_back(clock: Clock) -> None:
-    before = library._syncobj.createJournal
+    before = audited._syncobj.createJournal
     Lab(clock, "abc")
-    assert library._syncobj.createJournal is before
+    assert audited._syncobj.createJournal is before
